@@ -1,0 +1,227 @@
+"""One molecule (System) and many (Block), in NumPy, validated; to and from ase.Atoms.
+
+A source yields Blocks; a System is one conformation, a view of one row of a Block where it comes from a store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from forcewell.errors import InputError
+from forcewell.fields import ATOM_FIELDS, FIELDS, MOLECULE_FIELDS, REQUIRED
+
+if TYPE_CHECKING:
+    import ase
+
+# Two atoms closer than this are on top of each other: the shortest bond of chemistry, H-H, is 0.74 Å.
+OVERLAP = 0.25  # Å
+
+
+@dataclass(slots=True)
+class Block:
+    """F conformations stored flat: the atoms of all of them one after another (N in total).
+
+    counts: (F,) atoms of each. arrays: by name from ``fields.FIELDS``; ``numbers`` (N,) and ``positions`` (N, 3) are
+    required, atom fields have leading dimension N and molecule fields F; an absent one is unknown throughout.
+    molecule: (F,) str, an identifier shared by the conformations of one molecule (splits go by it).
+    smiles: (F,) str, "" where not known. source, level: where the data are from and their level of theory.
+    properties: other labels by name, (F,) float64 in the unit that the source's card names.
+
+    >>> water = Block.shared([8, 1, 1], [[[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]]], level="demo")
+    >>> len(water), water.counts.tolist(), water.arrays["numbers"].tolist()
+    (1, [3], [8, 1, 1])
+    """
+
+    counts: np.ndarray
+    arrays: dict[str, np.ndarray]
+    source: str = ""
+    level: str = ""
+    molecule: np.ndarray | None = None
+    smiles: np.ndarray | None = None
+    properties: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.counts = np.asarray(self.counts, dtype=np.int64)
+        frames, atoms = len(self.counts), int(self.counts.sum())
+        for name in REQUIRED:
+            if name not in self.arrays:
+                raise InputError(f"{self.source or 'block'}: the field {name!r} is missing")
+        for name, value in list(self.arrays.items()):
+            if name not in FIELDS:
+                raise InputError(f"{self.source or 'block'}: unknown field {name!r} (known: {', '.join(FIELDS)})")
+            declared = FIELDS[name]
+            shape = (atoms if declared.scope == "atom" else frames, *declared.shape)
+            array = np.asarray(value)
+            if array.shape != shape:
+                raise InputError(f"{self.source or 'block'}: {name} has shape {array.shape}, expected {shape}")
+            self.arrays[name] = array.astype(declared.stored, copy=False)
+        for name in ("molecule", "smiles"):
+            column = getattr(self, name)
+            if column is None:
+                column = np.full(frames, "", dtype=object)
+            setattr(self, name, np.asarray(column, dtype=object))
+
+    @classmethod
+    def shared(cls, numbers: Any, positions: Any, **rest: Any) -> Block:
+        """Frames of one molecule: numbers (A,), positions (F, A, 3); forces and formal_charges as (F, A, ...).
+
+        Other keywords are molecule fields (F, ...), ``properties`` or the attributes of Block.
+        """
+        numbers, positions = np.asarray(numbers), np.asarray(positions)
+        frames, atoms = positions.shape[:2]
+        arrays = {"numbers": np.tile(numbers, frames), "positions": positions.reshape(-1, 3)}
+        for name in [key for key in rest if key in FIELDS]:
+            value = np.asarray(rest.pop(name))
+            arrays[name] = value.reshape(-1, *value.shape[2:]) if FIELDS[name].scope == "atom" else value
+        return cls(counts=np.full(frames, atoms), arrays=arrays, **rest)
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """(F + 1,) position of each conformation's first atom."""
+        return np.concatenate([[0], np.cumsum(self.counts)])
+
+    def take(self, indices: Any) -> Block:
+        """The conformations at ``indices`` (integers or a boolean mask), copied."""
+        indices = np.asarray(indices)
+        rows = np.flatnonzero(indices) if indices.dtype == bool else indices.astype(np.int64)
+        offsets, counts = self.offsets, self.counts[rows]
+        first = np.repeat(offsets[rows] - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
+        atoms = first + np.arange(int(counts.sum()))
+        arrays = {name: value[atoms if name in ATOM_FIELDS else rows] for name, value in self.arrays.items()}
+        properties = {name: value[rows] for name, value in self.properties.items()}
+        assert self.molecule is not None and self.smiles is not None
+        return Block(counts, arrays, self.source, self.level, self.molecule[rows], self.smiles[rows], properties)
+
+    def system(self, index: int) -> System:
+        """One conformation."""
+        offsets = self.offsets
+        atoms = slice(offsets[index], offsets[index + 1])
+        arrays = {name: value[atoms if name in ATOM_FIELDS else index] for name, value in self.arrays.items()}
+        properties = {name: float(value[index]) for name, value in self.properties.items()}
+        assert self.molecule is not None and self.smiles is not None
+        return System(arrays, self.source, self.level, str(self.molecule[index]), str(self.smiles[index]), properties)
+
+    def validate(self) -> None:
+        """Raises InputError, naming the first conformation, for NaN positions, unknown elements or overlapping atoms."""
+        numbers, positions = self.arrays["numbers"], self.arrays["positions"]
+        owner = np.repeat(np.arange(len(self)), self.counts)
+        where = self.source or "structure"
+        if (self.counts == 0).any():
+            raise InputError(f"{where}: conformation {int(np.argmin(self.counts))} has no atoms")
+        bad = (numbers < 1) | (numbers > 118)
+        if bad.any():
+            atom = int(np.argmax(bad))
+            raise InputError(f"{where}: conformation {owner[atom]} has the unknown atomic number {numbers[atom]}; expected 1 to 118")
+        bad = ~np.isfinite(positions).all(axis=1)
+        if bad.any():
+            raise InputError(f"{where}: conformation {owner[np.argmax(bad)]} has coordinates that are NaN or infinite")
+        for count in np.unique(self.counts[self.counts > 1]):
+            rows = np.flatnonzero(self.counts == count)
+            # A chunk of 4096 twenty-atom molecules holds its squared distances in 13 MB.
+            for chunk in np.array_split(rows, max(1, len(rows) * int(count) ** 2 // 2_000_000)):
+                points = self.take(chunk).arrays["positions"].reshape(len(chunk), count, 3)
+                squared = ((points[:, :, None] - points[:, None]) ** 2).sum(-1)
+                squared[:, np.arange(count), np.arange(count)] = np.inf
+                closest = np.sqrt(squared.reshape(len(chunk), -1).min(axis=1))
+                if (closest < OVERLAP).any():
+                    worst = int(np.argmin(closest))
+                    raise InputError(f"{where}: conformation {chunk[worst]} has two atoms on top of each other ({closest[worst]:.3f} Å apart); is the length unit right?")
+
+
+@dataclass(slots=True)
+class System:
+    """One conformation: ``arrays`` by name (atom fields (n, ...), molecule fields (...)), and where it is from."""
+
+    arrays: dict[str, np.ndarray]
+    source: str = ""
+    level: str = ""
+    molecule: str = ""
+    smiles: str = ""
+    properties: dict[str, float] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.arrays["numbers"])
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """(n,) atomic numbers."""
+        return self.arrays["numbers"]
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(n, 3) Å."""
+        return self.arrays["positions"]
+
+    def get(self, name: str) -> np.ndarray:
+        """A field's value, or its declared "not known" value where the conformation does not carry it."""
+        if name in self.arrays:
+            return self.arrays[name]
+        declared = FIELDS[name]
+        lead = (len(self),) if declared.scope == "atom" else ()
+        return np.full((*lead, *declared.shape), declared.missing, dtype=declared.stored)
+
+    @classmethod
+    def from_atoms(cls, atoms: ase.Atoms, level: str = "") -> System:
+        """From ase.Atoms: positions, cell, pbc; energy, forces and stress where a calculator holds results.
+
+        ``atoms.info`` may give "charge" and "spin" (multiplicity). Raises InputError for impossible values.
+        """
+        arrays: dict[str, Any] = {"numbers": atoms.numbers, "positions": atoms.positions}
+        if atoms.pbc.any():
+            arrays |= {"cell": np.asarray(atoms.cell), "pbc": atoms.pbc}
+        for name in ("charge", "spin"):
+            if name in atoms.info:
+                arrays[name] = atoms.info[name]
+        results = atoms.calc.results if atoms.calc is not None else {}
+        for name in ("energy", "forces"):
+            if name in results:
+                arrays[name] = results[name]
+        if "stress" in results:
+            from ase.stress import voigt_6_to_full_3x3_stress
+
+            arrays["stress"] = voigt_6_to_full_3x3_stress(results["stress"])
+        arrays = {name: np.asarray(value).astype(FIELDS[name].stored) for name, value in arrays.items()}
+        return cls(arrays, level=level)
+
+    def to_atoms(self) -> ase.Atoms:
+        """As ase.Atoms, with the labels it carries in a SinglePointCalculator."""
+        import ase
+        from ase.calculators.singlepoint import SinglePointCalculator
+
+        info = {name: int(self.arrays[name]) for name in ("charge", "spin") if name in self.arrays}
+        atoms = ase.Atoms(self.numbers, self.positions, cell=self.get("cell"), pbc=self.get("pbc"), info=info)
+        known = {name: self.arrays[name] for name in ("energy", "forces", "stress") if name in self.arrays}
+        labels = {name: (float(value) if name == "energy" else np.asarray(value, dtype=np.float64)) for name, value in known.items() if np.isfinite(value).all()}
+        if labels:
+            atoms.calc = SinglePointCalculator(atoms, **labels)
+        return atoms
+
+
+def block_of(systems: Sequence[System] | Iterable[System]) -> Block:
+    """One Block of several Systems; a field that any of them carries is filled with "not known" in the others."""
+    systems = list(systems)
+    carried = [name for name in FIELDS if any(name in system.arrays for system in systems)]
+    counts = np.array([len(system) for system in systems])
+    arrays = {}
+    for name in carried:
+        values = [system.get(name) for system in systems]
+        arrays[name] = np.stack(values) if name in MOLECULE_FIELDS else np.concatenate(values)
+    names = sorted({key for system in systems for key in system.properties})
+    properties = {key: np.array([system.properties.get(key, np.nan) for system in systems]) for key in names}
+    sources, levels = {system.source for system in systems}, {system.level for system in systems}
+    return Block(
+        counts,
+        arrays,
+        source=sources.pop() if len(sources) == 1 else "",
+        level=levels.pop() if len(levels) == 1 else "",
+        molecule=np.array([system.molecule for system in systems], dtype=object),
+        smiles=np.array([system.smiles for system in systems], dtype=object),
+        properties=properties,
+    )
