@@ -1,0 +1,176 @@
+"""The Equivariant Transformer (Thölke & De Fabritiis, TorchMD-NET, ICLR 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, silu
+
+from forcewell.batch import Batch
+from forcewell.errors import InputError
+from forcewell.graph import edges
+from forcewell.nn.features import Features
+from forcewell.nn.radial import ExponentialNormalBasis, cosine_cutoff
+
+
+class EquivariantTransformer(nn.Module):
+    """Attention over neighbours with scalar and vector channels: Batch -> Features.
+
+    Equal to TorchMD-Net's ``TorchMD_ET`` with distance influence "both" (6,519,808 parameters at the defaults).
+    Two differences of form, none of function: the query, key and value maps are one matrix and the two filter maps
+    another, and the message of an atom to itself (r = 0) is a per-atom term, so no edge has zero length.
+
+    channels C, layers, heads (a divisor of C), radial R; cutoff and lower_cutoff in Å; elements: atomic numbers
+    below this can be embedded. conditions: learned tokens added to the atom embedding where ``Batch.condition`` > 0
+    (0 of them by default; condition 0 adds nothing). smooth_cutoff damps the three value parts of a message by the
+    cutoff, so energies are continuous where a pair crosses it; False is the original form, which damps only the
+    attention weight and jumps there (TorchMD-Net issue 254).
+    """
+
+    def __init__(
+        self,
+        channels: int = 256,
+        layers: int = 8,
+        heads: int = 8,
+        radial: int = 64,
+        cutoff: float = 5.0,
+        lower_cutoff: float = 0.0,
+        elements: int = 100,
+        conditions: int = 0,
+        smooth_cutoff: bool = True,
+        trainable_radial: bool = False,
+    ) -> None:
+        super().__init__()
+        if channels % heads:
+            raise InputError(f"equivariant-transformer: channels ({channels}) must be a multiple of heads ({heads})")
+        self.channels, self.cutoff, self.lower_cutoff, self.conditions = channels, cutoff, lower_cutoff, conditions
+        self.basis = ExponentialNormalBasis(radial, cutoff, lower_cutoff, trainable_radial)
+        self.embedding = nn.Embedding(elements, channels)
+        self.neighbour_embedding = nn.Embedding(elements, channels)
+        self.neighbour_filter = nn.Linear(radial, channels)
+        self.combine = nn.Linear(2 * channels, channels)
+        self.tokens = nn.Parameter(torch.zeros(conditions, channels)) if conditions else None
+        self.layers = nn.ModuleList(AttentionLayer(channels, heads, radial, smooth_cutoff) for _ in range(layers))
+        self.norm = nn.LayerNorm(channels)
+        for linear in (self.neighbour_filter, self.combine):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, batch: Batch) -> Features:
+        graph = edges(batch, self.cutoff, self.lower_cutoff)
+        basis = self.basis(graph.distances)  # (E, R)
+        envelope = cosine_cutoff(graph.distances, self.cutoff, self.lower_cutoff)[:, None]  # (E, 1)
+        directions = graph.vectors / graph.distances[:, None]  # (E, 3)
+        zero = graph.distances.new_zeros(1)
+        own_basis, own_envelope = self.basis(zero), cosine_cutoff(zero, self.cutoff, self.lower_cutoff)[:, None]
+
+        x = self.embedding(batch.numbers)  # (N, C)
+        if self.tokens is not None:
+            # Row 0 is no token at all, not a learned one: a model used without a condition cannot depend on them.
+            table = torch.cat([torch.zeros_like(self.tokens[:1]), self.tokens])
+            x = x + embedding(batch.condition, table).index_select(0, batch.molecule)
+        filters = self.neighbour_filter(basis) * envelope
+        neighbours = self.neighbour_embedding(batch.numbers).index_select(0, graph.sender)
+        x = self.combine(torch.cat([x, torch.zeros_like(x).index_add(0, graph.receiver, filters * neighbours)], dim=1))
+        vectors: Tensor | None = None  # all zero before the first layer, whose vector terms are skipped
+        for layer in self.layers:
+            dx, dv = layer(x, vectors, graph.sender, graph.receiver, basis, envelope, directions, own_basis, own_envelope)
+            x = x + dx
+            vectors = dv if vectors is None else vectors + dv
+        if vectors is None:
+            vectors = x.new_zeros(len(x), 3, self.channels)
+        return Features(self.norm(x), vectors)
+
+
+class AttentionLayer(nn.Module):
+    """One layer of equivariant attention; returns the updates of scalars (N, C) and vectors (N, 3, C).
+
+    a_ij = SiLU(Σ_d q_i k_j d^k_ij) per head, no softmax; (s1, s2, s3) = v_j d^v_ij;
+    scalar message a_ij s1, vector message s2 v_j + s3 u_ij (papers: TorchMD-NET eq. 5-10).
+    """
+
+    def __init__(self, channels: int, heads: int, radial: int, smooth_cutoff: bool) -> None:
+        super().__init__()
+        self.channels, self.heads, self.smooth_cutoff = channels, heads, smooth_cutoff
+        self.norm = nn.LayerNorm(channels)
+        self.query_key_value = nn.Linear(channels, 5 * channels)
+        self.filters = nn.Linear(radial, 4 * channels)
+        self.vector_maps = nn.Linear(channels, 3 * channels, bias=False)
+        self.output = nn.Linear(channels, 3 * channels)
+        # Xavier's bound depends on the rows of each published matrix, not of the merged one.
+        for linear, rows in ((self.query_key_value, (1, 1, 3)), (self.filters, (1, 3)), (self.vector_maps, (3,)), (self.output, (3,))):
+            for part in linear.weight.split([r * channels for r in rows]):
+                nn.init.xavier_uniform_(part)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+
+    def forward(
+        self, x: Tensor, vectors: Tensor | None, sender: Tensor, receiver: Tensor, basis: Tensor,
+        envelope: Tensor, directions: Tensor, own_basis: Tensor, own_envelope: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        C = self.channels
+        query, key, value = self.query_key_value(self.norm(x)).split([C, C, 3 * C], dim=1)
+        scalar_part, vector_part, direction_part = self._messages(
+            query.index_select(0, receiver), key.index_select(0, sender), value.index_select(0, sender), basis, envelope
+        )
+        own_scalar, own_vector, _ = self._messages(query, key, value, own_basis, own_envelope)  # r = 0: no direction
+
+        scalars = own_scalar.index_add(0, receiver, scalar_part)
+        message = directions[:, :, None] * direction_part[:, None, :]  # (E, 3, C)
+        if vectors is not None:
+            message = message + vectors.index_select(0, sender) * vector_part[:, None, :]
+        summed = x.new_zeros(len(x), 3, C).index_add(0, receiver, message)
+        o1, o2, o3 = self.output(scalars).chunk(3, dim=1)
+        if vectors is None:
+            return o3, summed
+        v1, v2, v3 = self.vector_maps(vectors).chunk(3, dim=2)
+        summed = summed + vectors * own_vector[:, None, :]
+        return (v1 * v2).sum(1) * o2 + o3, v3 * o1[:, None, :] + summed
+
+    def _messages(self, query: Tensor, key: Tensor, value: Tensor, basis: Tensor, envelope: Tensor) -> tuple[Tensor, ...]:
+        """The attention-weighted scalar message and the two factors of the vector message, each (E, C)."""
+        C = self.channels
+        key_filter, value_filter = silu(self.filters(basis)).split([C, 3 * C], dim=1)
+        attention = silu((query * key * key_filter).unflatten(1, (self.heads, -1)).sum(2))  # (E, heads)
+        value = value * value_filter
+        if self.smooth_cutoff:
+            value = value * envelope
+        else:
+            attention = attention * envelope
+        s1, s2, s3 = value.chunk(3, dim=1)
+        weighted = s1.unflatten(1, (self.heads, -1)) * attention[:, :, None]
+        return weighted.flatten(1), s2, s3
+
+
+def from_torchmd(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
+    """Tensors of a published ``TorchMD_ET`` (names without prefix) under our names and in our layout.
+
+    Published value and dv rows are interleaved per head, [head, part, d]; ours are [part, head, d].
+    """
+
+    def part_major(rows: Tensor) -> Tensor:
+        return rows.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+
+    renamed = {
+        "basis.means": state["distance_expansion.means"],
+        "basis.betas": state["distance_expansion.betas"],
+        "embedding.weight": state["embedding.weight"],
+        "neighbour_embedding.weight": state["neighbor_embedding.embedding.weight"],
+        "norm.weight": state["out_norm.weight"],
+        "norm.bias": state["out_norm.bias"],
+    }
+    for kind in ("weight", "bias"):
+        renamed[f"neighbour_filter.{kind}"] = state[f"neighbor_embedding.distance_proj.{kind}"]
+        renamed[f"combine.{kind}"] = state[f"neighbor_embedding.combine.{kind}"]
+    for index in range(1 + max(int(name.split(".")[1]) for name in state if name.startswith("attention_layers."))):
+        theirs, ours = f"attention_layers.{index}", f"layers.{index}"
+        renamed[f"{ours}.vector_maps.weight"] = state[f"{theirs}.vec_proj.weight"]
+        for kind in ("weight", "bias"):
+            q, k, v = (state[f"{theirs}.{name}_proj.{kind}"] for name in "qkv")
+            renamed[f"{ours}.norm.{kind}"] = state[f"{theirs}.layernorm.{kind}"]
+            renamed[f"{ours}.query_key_value.{kind}"] = torch.cat([q, k, part_major(v)])
+            renamed[f"{ours}.filters.{kind}"] = torch.cat([state[f"{theirs}.dk_proj.{kind}"], part_major(state[f"{theirs}.dv_proj.{kind}"])])
+            renamed[f"{ours}.output.{kind}"] = state[f"{theirs}.o_proj.{kind}"]
+    return renamed

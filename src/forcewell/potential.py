@@ -1,0 +1,188 @@
+"""Encoder + head -> energy, forces, stress. The only place that differentiates an energy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from forcewell.batch import Batch
+from forcewell.errors import InputError, nearest
+from forcewell.nn import EquivariantScalar, EquivariantVector, Features, encoder
+from forcewell.system import System, block_of
+
+if TYPE_CHECKING:
+    import ase
+
+ELEMENTS = 119  # length of a reference-energy vector: index = atomic number
+
+
+@dataclass(slots=True)
+class Prediction:
+    """What a potential says of a batch; a part that was not asked for is None."""
+
+    energy: Tensor  # (M,) eV, without reference energies, in the model's dtype
+    forces: Tensor | None = None  # (N, 3) eV/Å
+    stress: Tensor | None = None  # (M, 3, 3) eV/Å³
+    noise: Tensor | None = None  # (N, 3), where the potential has a noise head
+
+
+class Potential(nn.Module):
+    """A conservative force field: E = Σ_atoms head(encoder(batch)), F = -dE/dr.
+
+    config: ``{"encoder": {"name": ..., settings}, "head": {"noise": bool}}``, enough to rebuild the model.
+    levels: names of the levels of theory it was trained on, the last fine-tuned one last. references: per level,
+    (119,) float64 eV by atomic number; they are outside the network, so float32 never sees a total energy.
+    elements: atomic numbers met in training.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        *,
+        levels: Sequence[str] = (),
+        references: Mapping[str, np.ndarray] | None = None,
+        elements: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        self.config = {"encoder": dict(config["encoder"]), "head": dict(config.get("head", {}))}
+        settings = dict(self.config["encoder"])
+        self.encoder = encoder(settings.pop("name"), **settings)
+        self.head = EquivariantScalar(self.encoder.channels)  # type: ignore[arg-type]
+        self.noise_head = EquivariantVector(self.encoder.channels) if self.config["head"].get("noise") else None  # type: ignore[arg-type]
+        self.levels = tuple(levels)
+        self.references = {level: np.zeros(ELEMENTS) for level in self.levels}
+        self.references |= {level: np.asarray(values, dtype=np.float64) for level, values in (references or {}).items()}
+        self.elements = tuple(sorted(elements))
+
+    @property
+    def cutoff(self) -> float:
+        """Å; two atoms farther apart do not see each other directly."""
+        return float(self.encoder.cutoff)  # type: ignore[arg-type]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """dtype of the parameters."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return next(self.parameters()).device
+
+    def forward(self, batch: Batch, *, forces: bool = True, stress: bool = False, noise: bool = False, create_graph: bool = False) -> Prediction:
+        """Energy, and on request forces, stress and the noise head's output.
+
+        create_graph keeps the forces differentiable (training); the input batch is never changed. An objective
+        that needs neither forces nor stress passes ``forces=False`` and no second-order graph is built.
+        """
+        differentiate = forces or stress
+        with torch.enable_grad() if differentiate else torch.set_grad_enabled(torch.is_grad_enabled()):
+            positions, cell, strain = batch.positions.detach(), batch.cell, None
+            if forces:
+                positions = positions.requires_grad_(True)
+            if stress:
+                # r -> r (1 + ε) with ε symmetric; dE/dε at ε = 0 is volume times stress.
+                strain = torch.zeros_like(cell).requires_grad_(True)
+                deform = torch.eye(3, dtype=cell.dtype, device=cell.device) + 0.5 * (strain + strain.mT)
+                cell = cell @ deform
+            moved = positions if strain is None else torch.einsum("na,nab->nb", positions, deform.index_select(0, batch.molecule))
+            features: Features = self.encoder(dataclasses.replace(batch, positions=moved, cell=cell))
+            atomic = self.head(features)
+            energy = atomic.new_zeros(len(batch)).index_add(0, batch.molecule, atomic)
+            prediction = Prediction(energy)
+            if noise:
+                if self.noise_head is None:
+                    raise InputError("this potential has no noise head; set model.head.noise to true before pre-training")
+                prediction.noise = self.noise_head(features)
+            if differentiate:
+                self._differentiate(prediction, positions if forces else None, strain, batch, create_graph)
+        return prediction
+
+    def _differentiate(self, prediction: Prediction, positions: Tensor | None, strain: Tensor | None, batch: Batch, create_graph: bool) -> None:
+        variables = [variable for variable in (positions, strain) if variable is not None]
+        keep = create_graph or prediction.noise is not None
+        gradients = torch.autograd.grad(prediction.energy.sum(), variables, create_graph=create_graph, retain_graph=keep, materialize_grads=True)
+        if not create_graph:
+            prediction.energy = prediction.energy.detach()
+        if positions is not None:
+            prediction.forces = -gradients[0]
+        if strain is not None:
+            volume = torch.linalg.det(batch.cell).abs()
+            if bool((volume == 0).any()):
+                raise InputError("stress needs a periodic cell with a volume; this structure has none")
+            prediction.stress = gradients[-1] / volume[:, None, None]
+
+    def reference_energy(self, batch: Batch) -> Tensor:
+        """(M,) float64 eV: the sum of each conformation's reference energies at its ``batch.level``."""
+        if not self.levels:
+            return batch.targets.energy.new_zeros(len(batch))
+        table = torch.from_numpy(np.stack([self.references[level] for level in self.levels])).to(batch.numbers.device)
+        atomic = table[batch.level.index_select(0, batch.molecule), batch.numbers]
+        return atomic.new_zeros(len(batch)).index_add(0, batch.molecule, atomic)
+
+    def total_energy(self, prediction: Prediction, batch: Batch) -> Tensor:
+        """(M,) float64 eV, reference energies included."""
+        return prediction.energy.double() + self.reference_energy(batch)
+
+    def level_index(self, level: str | None = None) -> int:
+        """Index of a level of theory; None is the last one fine-tuned. Raises InputError for an unknown level."""
+        if level is None:
+            return max(len(self.levels) - 1, 0)
+        if level not in self.levels:
+            raise InputError(f"the model does not know the level of theory {level!r}{nearest(level, self.levels)} (known: {', '.join(self.levels) or 'none'})")
+        return self.levels.index(level)
+
+    def check_elements(self, numbers: np.ndarray | Tensor) -> None:
+        """Raises InputError where ``numbers`` has elements that the model was never trained on."""
+        unseen = sorted(set(np.unique(np.asarray(numbers)).tolist()) - set(self.elements))
+        if self.elements and unseen:
+            raise InputError(f"the model never saw {_symbols(unseen)}; it was trained on {_symbols(self.elements)}")
+
+    def predict(self, systems: Sequence[ase.Atoms | System], level: str | None = None, *, stress: bool = False, batch_atoms: int = 4096) -> dict[str, Any]:
+        """Energies and forces of molecules, in batches of at most ``batch_atoms`` atoms.
+
+        Returns ``{"energy": (M,) eV float64, "forces": [(n, 3) eV/Å, ...]}`` and ``"stress": (M, 3, 3)`` on request.
+        Raises InputError for unusable structures, unseen elements or an unknown level.
+        """
+        converted = [entry if isinstance(entry, System) else System.from_atoms(entry) for entry in systems]
+        index = self.level_index(level)
+        energies, forces, stresses = [], [], []
+        for group in _groups(converted, batch_atoms):
+            block = block_of(group)
+            block.validate()
+            self.check_elements(block.arrays["numbers"])
+            batch = Batch.from_block(block, dtype=self.dtype, level=index).to(self.device)
+            out = self(batch, stress=stress)
+            energies.append(self.total_energy(out, batch).detach().cpu().numpy())
+            forces += [part.numpy() for part in out.forces.detach().cpu().split(batch.counts.tolist())]
+            if stress:
+                stresses.append(out.stress.detach().cpu().numpy())
+        result: dict[str, Any] = {"energy": np.concatenate(energies) if energies else np.zeros(0), "forces": forces}
+        if stress:
+            result["stress"] = np.concatenate(stresses)
+        return result
+
+
+def _groups(systems: Sequence[System], atoms: int) -> list[list[System]]:
+    """Consecutive groups of at most ``atoms`` atoms (a larger single system is a group of its own)."""
+    groups: list[list[System]] = []
+    size = 0
+    for system in systems:
+        if not groups or size + len(system) > atoms:
+            groups.append([])
+            size = 0
+        groups[-1].append(system)
+        size += len(system)
+    return groups
+
+
+def _symbols(numbers: Sequence[int]) -> str:
+    from ase.data import chemical_symbols
+
+    return ", ".join(chemical_symbols[number] for number in numbers)
