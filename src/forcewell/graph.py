@@ -1,4 +1,4 @@
-"""Directed edges within a cutoff, for molecules and periodic systems, without any limit on neighbours."""
+"""Neighbours within a cutoff, for molecules and periodic systems, without any limit on their number."""
 
 from __future__ import annotations
 
@@ -15,30 +15,49 @@ DENSE_ATOMS = 300
 
 
 @dataclass(slots=True)
-class Edges:
-    """Messages go from ``sender`` to ``receiver``; sorted by receiver. An atom never sends to itself in the same
-    periodic image, but it does send to itself from another image."""
+class Neighbours:
+    """Each atom's neighbours, padded to the largest number K of them in the batch.
 
-    sender: Tensor  # (E,)
-    receiver: Tensor  # (E,)
-    vectors: Tensor  # (E, 3) Å, from receiver to sender
-    distances: Tensor  # (E,) Å
+    Padded rather than a flat edge list: sums over neighbours are then contiguous reductions and matrix products
+    instead of scatters, which made a training step 2-3 times faster on a CPU. A padded place has ``mask`` 0, a
+    distance of twice the cutoff, and the atom itself as sender. An atom is never its own neighbour in the same
+    periodic image, but it is in another image.
+    """
+
+    sender: Tensor  # (N, K)
+    vectors: Tensor  # (N, K, 3) Å, from the atom to its neighbour
+    distances: Tensor  # (N, K) Å
+    mask: Tensor  # (N, K) 1.0 or 0.0
 
 
-def edges(batch: Batch, cutoff: float, lower: float = 0.0) -> Edges:
-    """All ordered pairs of one conformation with ``lower`` <= distance < ``cutoff`` (Å), differentiable in
-    ``batch.positions`` and ``batch.cell``. Which pairs those are is found without gradients."""
+def neighbours(batch: Batch, cutoff: float, lower: float = 0.0) -> Neighbours:
+    """All neighbours with ``lower`` <= distance < ``cutoff`` (Å), differentiable in ``batch.positions`` and
+    ``batch.cell``. Which atoms those are is found without gradients."""
     with torch.no_grad():
         if bool(batch.pbc.any()) or (len(batch) and int(batch.counts.max()) > DENSE_ATOMS):
             sender, receiver, shifts = _cell_list(batch, cutoff)
         else:
             sender, receiver = _all_pairs(batch)
             shifts = None
-        keep = _within(batch.positions, sender, receiver, shifts, batch, cutoff, lower)
+        keep = _within(sender, receiver, shifts, batch, cutoff, lower)
         sender, receiver = sender[keep], receiver[keep]
-        shifts = None if shifts is None else shifts[keep]
-    vectors = _vectors(batch.positions, sender, receiver, shifts, batch)
-    return Edges(sender, receiver, vectors, torch.linalg.vector_norm(vectors, dim=1))
+        N = len(batch.numbers)
+        degree = torch.bincount(receiver, minlength=N)
+        K = int(degree.max()) if N else 0
+        place = torch.arange(len(receiver), device=receiver.device) - (degree.cumsum(0) - degree)[receiver]
+        padded = torch.arange(N, device=receiver.device)[:, None].repeat(1, K)
+        padded[receiver, place] = sender
+        mask = batch.positions.new_zeros(N, K)
+        mask[receiver, place] = 1.0
+        offset = torch.stack([(1.0 - mask) * 2 * cutoff, torch.zeros_like(mask), torch.zeros_like(mask)], dim=2)
+    # index_select, not advanced indexing: its backward (index_add) sums in a fixed order on the CPU, which
+    # bit-identical resuming needs.
+    vectors = batch.positions.index_select(0, padded.reshape(-1)).reshape(N, K, 3) - batch.positions[:, None] + offset
+    if shifts is not None:
+        images = batch.positions.new_zeros(N, K, 3)
+        images[receiver, place] = shifts[keep]
+        vectors = vectors + torch.einsum("nka,nab->nkb", images, batch.cell.index_select(0, batch.molecule))
+    return Neighbours(padded, vectors, torch.linalg.vector_norm(vectors, dim=2), mask)
 
 
 def _all_pairs(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -74,16 +93,10 @@ def _cell_list(batch: Batch, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
     return stacked[0], stacked[1], stacked[2].to(dtype)
 
 
-def _vectors(positions: Tensor, sender: Tensor, receiver: Tensor, shifts: Tensor | None, batch: Batch) -> Tensor:
-    # index_select, not advanced indexing: its backward (index_add) has a fixed order of summation on the CPU,
-    # which bit-identical resuming needs.
-    vectors = positions.index_select(0, sender) - positions.index_select(0, receiver)
+def _within(sender: Tensor, receiver: Tensor, shifts: Tensor | None, batch: Batch, cutoff: float, lower: float) -> Tensor:
+    """Places (kept,) of the candidate pairs whose distance is in range."""
+    vectors = batch.positions[sender] - batch.positions[receiver]
     if shifts is not None:
-        cells = batch.cell.index_select(0, batch.molecule.index_select(0, receiver))
-        vectors = vectors + torch.einsum("ea,eab->eb", shifts, cells)
-    return vectors
-
-
-def _within(positions: Tensor, sender: Tensor, receiver: Tensor, shifts: Tensor | None, batch: Batch, cutoff: float, lower: float) -> Tensor:
-    distances = torch.linalg.vector_norm(_vectors(positions, sender, receiver, shifts, batch), dim=1)
+        vectors = vectors + torch.einsum("ea,eab->eb", shifts, batch.cell[batch.molecule[receiver]])
+    distances = torch.linalg.vector_norm(vectors, dim=1)
     return ((distances < cutoff) & (distances >= lower)).nonzero()[:, 0]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, silu
+from torch.nn.functional import embedding
 
 from forcewell.batch import Batch
 from forcewell.errors import InputError
-from forcewell.graph import edges
+from forcewell.graph import neighbours
+from forcewell.nn.activation import silu
 from forcewell.nn.features import Features
 from forcewell.nn.radial import ExponentialNormalBasis, cosine_cutoff
 
@@ -59,29 +61,54 @@ class EquivariantTransformer(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, batch: Batch) -> Features:
-        graph = edges(batch, self.cutoff, self.lower_cutoff)
-        basis = self.basis(graph.distances)  # (E, R)
-        envelope = cosine_cutoff(graph.distances, self.cutoff, self.lower_cutoff)[:, None]  # (E, 1)
-        directions = graph.vectors / graph.distances[:, None]  # (E, 3)
-        zero = graph.distances.new_zeros(1)
-        own_basis, own_envelope = self.basis(zero), cosine_cutoff(zero, self.cutoff, self.lower_cutoff)[:, None]
-
+        geometry = self._geometry(batch)
         x = self.embedding(batch.numbers)  # (N, C)
         if self.tokens is not None:
             # Row 0 is no token at all, not a learned one: a model used without a condition cannot depend on them.
             table = torch.cat([torch.zeros_like(self.tokens[:1]), self.tokens])
             x = x + embedding(batch.condition, table).index_select(0, batch.molecule)
-        filters = self.neighbour_filter(basis) * envelope
-        neighbours = self.neighbour_embedding(batch.numbers).index_select(0, graph.sender)
-        x = self.combine(torch.cat([x, torch.zeros_like(x).index_add(0, graph.receiver, filters * neighbours)], dim=1))
+        filters = self.neighbour_filter(geometry.basis) * (geometry.envelope * geometry.mask)[:, :, None]
+        nearby = geometry.gather(self.neighbour_embedding(batch.numbers))
+        x = self.combine(torch.cat([x, (filters * nearby).sum(1)], dim=1))
         vectors: Tensor | None = None  # all zero before the first layer, whose vector terms are skipped
         for layer in self.layers:
-            dx, dv = layer(x, vectors, graph.sender, graph.receiver, basis, envelope, directions, own_basis, own_envelope)
+            dx, dv = layer(x, vectors, geometry)
             x = x + dx
             vectors = dv if vectors is None else vectors + dv
         if vectors is None:
             vectors = x.new_zeros(len(x), 3, self.channels)
         return Features(self.norm(x), vectors)
+
+    def _geometry(self, batch: Batch) -> Geometry:
+        """What all layers share: radial bases, envelopes and directions of the neighbours and of the atom itself."""
+        near = neighbours(batch, self.cutoff, self.lower_cutoff)
+        zero = near.distances.new_zeros(1)
+        return Geometry(
+            near.sender.reshape(-1),
+            near.mask,
+            self.basis(near.distances),
+            cosine_cutoff(near.distances, self.cutoff, self.lower_cutoff),
+            near.vectors / near.distances[:, :, None],
+            self.basis(zero),
+            cosine_cutoff(zero, self.cutoff, self.lower_cutoff),
+        )
+
+
+@dataclass(slots=True)
+class Geometry:
+    """N atoms with K neighbours each (padded places have ``mask`` 0), and r = 0 for an atom's message to itself."""
+
+    sender: Tensor  # (N K,)
+    mask: Tensor  # (N, K)
+    basis: Tensor  # (N, K, R)
+    envelope: Tensor  # (N, K)
+    directions: Tensor  # (N, K, 3)
+    own_basis: Tensor  # (1, R)
+    own_envelope: Tensor  # (1,)
+
+    def gather(self, per_atom: Tensor) -> Tensor:
+        """(N, ...) -> (N, K, ...): the neighbours' values."""
+        return per_atom.index_select(0, self.sender).unflatten(0, self.mask.shape)
 
 
 class AttentionLayer(nn.Module):
@@ -106,42 +133,30 @@ class AttentionLayer(nn.Module):
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
 
-    def forward(
-        self, x: Tensor, vectors: Tensor | None, sender: Tensor, receiver: Tensor, basis: Tensor,
-        envelope: Tensor, directions: Tensor, own_basis: Tensor, own_envelope: Tensor,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def forward(self, x: Tensor, vectors: Tensor | None, geometry: Geometry) -> tuple[Tensor, Tensor]:
         C = self.channels
-        query, key, value = self.query_key_value(self.norm(x)).split([C, C, 3 * C], dim=1)
-        scalar_part, vector_part, direction_part = self._messages(
-            query.index_select(0, receiver), key.index_select(0, sender), value.index_select(0, sender), basis, envelope
-        )
-        own_scalar, own_vector, _ = self._messages(query, key, value, own_basis, own_envelope)  # r = 0: no direction
-
-        scalars = own_scalar.index_add(0, receiver, scalar_part)
-        message = directions[:, :, None] * direction_part[:, None, :]  # (E, 3, C)
+        query, key_value = self.query_key_value(self.norm(x)).split([C, 4 * C], dim=1)
+        # Damping is the smooth form's on the three value parts, the original's on the attention weight alone.
+        damping = geometry.mask * geometry.envelope if self.smooth_cutoff else geometry.mask  # (N, K)
+        key, s1, s2, s3 = (geometry.gather(key_value) * silu(self.filters(geometry.basis))).chunk(4, dim=2)
+        attention = silu((query[:, None] * key).unflatten(2, (self.heads, -1)).sum(3)) * damping[:, :, None]
+        if not self.smooth_cutoff:
+            attention = attention * geometry.envelope[:, :, None]
+        scalars = (s1.unflatten(2, (self.heads, -1)) * attention[..., None]).sum(1).flatten(1)
+        summed = torch.bmm((geometry.directions * damping[:, :, None]).mT, s3)  # (N, 3, C)
         if vectors is not None:
-            message = message + vectors.index_select(0, sender) * vector_part[:, None, :]
-        summed = x.new_zeros(len(x), 3, C).index_add(0, receiver, message)
+            summed = summed + (geometry.gather(vectors) * (s2 * damping[:, :, None])[:, :, None]).sum(1)
+
+        own_key, own_s1, own_s2, _ = (key_value * silu(self.filters(geometry.own_basis))).chunk(4, dim=1)
+        own_attention = silu((query * own_key).unflatten(1, (self.heads, -1)).sum(2)) * geometry.own_envelope
+        scalars = scalars + (own_s1.unflatten(1, (self.heads, -1)) * own_attention[..., None]).flatten(1)
         o1, o2, o3 = self.output(scalars).chunk(3, dim=1)
         if vectors is None:
             return o3, summed
-        v1, v2, v3 = self.vector_maps(vectors).chunk(3, dim=2)
-        summed = summed + vectors * own_vector[:, None, :]
-        return (v1 * v2).sum(1) * o2 + o3, v3 * o1[:, None, :] + summed
-
-    def _messages(self, query: Tensor, key: Tensor, value: Tensor, basis: Tensor, envelope: Tensor) -> tuple[Tensor, ...]:
-        """The attention-weighted scalar message and the two factors of the vector message, each (E, C)."""
-        C = self.channels
-        key_filter, value_filter = silu(self.filters(basis)).split([C, 3 * C], dim=1)
-        attention = silu((query * key * key_filter).unflatten(1, (self.heads, -1)).sum(2))  # (E, heads)
-        value = value * value_filter
         if self.smooth_cutoff:
-            value = value * envelope
-        else:
-            attention = attention * envelope
-        s1, s2, s3 = value.chunk(3, dim=1)
-        weighted = s1.unflatten(1, (self.heads, -1)) * attention[:, :, None]
-        return weighted.flatten(1), s2, s3
+            own_s2 = own_s2 * geometry.own_envelope
+        v1, v2, v3 = self.vector_maps(vectors).chunk(3, dim=2)
+        return (v1 * v2).sum(1) * o2 + o3, v3 * o1[:, None] + summed + vectors * own_s2[:, None]
 
 
 def from_torchmd(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from forcewell.nn.activation import silu
 
 from forcewell.nn.features import Features
 

@@ -1,4 +1,4 @@
-"""Radial bases and cutoff envelopes. r: distances (E,) in Å."""
+"""Radial bases and cutoff envelopes. r: distances of any shape, in Å."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def cosine_cutoff(r: Tensor, upper: float, lower: float = 0.0) -> Tensor:
-    """(E,) envelope, 0 with zero slope at ``upper`` and beyond (Behler 2011).
+    """Envelope, 0 with zero slope at ``upper`` and beyond (Behler 2011).
 
     With ``lower`` > 0 it is zero at both ends and one halfway, as TorchMD-Net defines it.
     """
@@ -18,7 +18,7 @@ def cosine_cutoff(r: Tensor, upper: float, lower: float = 0.0) -> Tensor:
 
 
 class ExponentialNormalBasis(nn.Module):
-    """Gaussians in exp(-r), denser at short range (PhysNet, Unke & Meuwly 2019): (E,) -> (E, R).
+    """Gaussians in exp(-r), denser at short range (PhysNet, Unke & Meuwly 2019): (...) -> (..., R).
 
     e_k(r) = φ(r) exp(-β_k (exp(α (lower - r)) - μ_k)²) with α = 5 / (upper - lower), μ evenly spaced from
     exp(lower - upper) to 1 and one β. φ is the cosine cutoff from zero, whatever ``lower`` is, as published.
@@ -42,5 +42,8 @@ class ExponentialNormalBasis(nn.Module):
 
     def forward(self, r: Tensor) -> Tensor:
         alpha = 5.0 / (self.upper - self.lower)
-        scaled = torch.exp(alpha * (self.lower - r))[:, None]
-        return cosine_cutoff(r, self.upper)[:, None] * torch.exp(-self.betas * (scaled - self.means) ** 2)
+        scaled = torch.exp(alpha * (self.lower - r))[..., None]
+        exponent = -self.betas * (scaled - self.means) ** 2
+        # Below exp(-40) = 4e-18 exactly zero: most of the basis would otherwise be denormal numbers, and arithmetic
+        # on those made a whole training step 1.5-1.9 times slower.
+        return cosine_cutoff(r, self.upper)[..., None] * torch.exp(exponent.masked_fill(exponent < -40.0, -torch.inf))

@@ -1,0 +1,190 @@
+"""Bond graphs perceived from geometry, and the benchmark molecules that pre-training data must not contain.
+
+A molecule is told by the graph of its bonds and elements, whatever its identifier, atom order or conformation. Bonds are
+perceived in open space; periodic images are not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from forcewell.errors import InputError, nearest
+from forcewell.system import Block
+
+# Atoms closer than the sum of their covalent radii plus this are bonded: C-H up to 1.32 Å, C-C up to 1.77 Å, O-H up to
+# 1.22 Å. Of 8000 frames at 500 K of the benchmark molecules all keep their graph; at 0.35 Å, 6 of salicylic acid's, whose
+# proton comes within 1.3 Å of the other oxygen, do not.
+TOLERANCE = 0.25  # Å
+ROUNDS = 8  # of refinement: atoms see 8 bonds far, more than the diameter of any benchmark molecule (9 atoms wide at most)
+PAIRS_AT_ONCE = 2_000_000  # squared distances held at a time, 16 MB
+
+# The four molecules that the literature fine-tunes on: SMILES for the reader, elements (hydrogens last) and bonds.
+BENCHMARK: dict[str, tuple[str, str, tuple[tuple[int, int], ...]]] = {
+    "ethanol": ("CCO", "CCO", ((0, 1), (1, 2))),
+    "naphthalene": (
+        "c1ccc2ccccc2c1",
+        "CCCCCCCCCC",
+        ((0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 6), (6, 7), (7, 8), (8, 9), (9, 0), (3, 8)),
+    ),
+    "salicylic acid": (
+        "O=C(O)c1ccccc1O",
+        "OCOCCCCCCO",
+        ((0, 1), (1, 2), (1, 3), (3, 4), (4, 5), (5, 6), (6, 7), (7, 8), (8, 3), (8, 9)),
+    ),
+    "aspirin": (
+        "CC(=O)Oc1ccccc1C(=O)O",
+        "CCOOCCCCCCCOO",
+        ((0, 1), (1, 2), (1, 3), (3, 4), (4, 5), (5, 6), (6, 7), (7, 8), (8, 9), (9, 4), (9, 10), (10, 11), (10, 12)),
+    ),
+}
+# Hydrogens on each of the atoms above.
+HYDROGENS = {
+    "ethanol": (3, 2, 1),
+    "naphthalene": (1, 1, 1, 0, 1, 1, 1, 1, 0, 1),
+    "salicylic acid": (0, 0, 1, 0, 1, 1, 1, 1, 0, 1),
+    "aspirin": (3, 0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 1),
+}
+
+
+@lru_cache
+def _radii() -> np.ndarray:
+    """(119,) Å: covalent radii of Cordero et al., Dalton Trans. 2832 (2008), as ASE tabulates them."""
+    from ase.data import covalent_radii
+
+    return np.asarray(covalent_radii[:119])
+
+
+def bonds(block: Block, tolerance: float = TOLERANCE) -> np.ndarray:
+    """(E, 2) bonded pairs i < j of atom indices into the flat block, all conformations together.
+
+    Vectorised over conformations with the same number of atoms; memory is bounded.
+    """
+    radii, offsets = _radii(), block.offsets
+    found = [np.zeros((0, 2), dtype=np.int64)]
+    for count in np.unique(block.counts[block.counts > 1]):
+        rows = np.flatnonzero(block.counts == count)
+        first, second = np.triu_indices(int(count), 1)
+        for chunk in np.array_split(rows, max(1, len(rows) * len(first) // PAIRS_AT_ONCE)):
+            left, right = offsets[chunk][:, None] + first, offsets[chunk][:, None] + second
+            reach = radii[block.arrays["numbers"]] + 0.5 * tolerance
+            limit = reach[left] + reach[right]
+            squared = ((block.arrays["positions"][left] - block.arrays["positions"][right]) ** 2).sum(-1)
+            close = squared < limit**2
+            found.append(np.stack([left[close], right[close]], axis=1))
+    return np.concatenate(found)
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """A fixed scrambling of uint64 (the finaliser of SplitMix64); sums of scrambled values tell multisets apart."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _component_hashes(numbers: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(C,) uint64 hash of every connected component, and (N,) the component of every atom.
+
+    Weisfeiler-Lehman refinement: an atom's label takes in the multiset of its neighbours' labels, ``ROUNDS`` times.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    atoms = len(numbers)
+    graph = coo_array((np.ones(len(edges), dtype=np.int8), (edges[:, 0], edges[:, 1])), shape=(atoms, atoms))
+    components, owner = connected_components(graph, directed=False)
+    start, end = np.concatenate([edges, edges[:, ::-1]]).T
+    labels = _mix(numbers.astype(np.uint64) + np.uint64(1))
+    for _ in range(ROUNDS):
+        gathered = np.zeros(atoms, dtype=np.uint64)
+        np.add.at(gathered, start, _mix(labels[end]))
+        labels = _mix(labels * np.uint64(0x9E3779B97F4A7C15) + gathered)
+    hashes = np.zeros(components, dtype=np.uint64)
+    np.add.at(hashes, owner, _mix(labels))
+    size = np.bincount(owner, minlength=components).astype(np.uint64)
+    return _mix(hashes + size), owner
+
+
+def component_hashes(block: Block) -> tuple[np.ndarray, np.ndarray]:
+    """(C,) uint64 graph hash of every bonded component of every conformation, and (C,) the conformation it is in."""
+    hashes, owner = _component_hashes(block.arrays["numbers"], bonds(block))
+    conformation = np.repeat(np.arange(len(block)), block.counts)
+    inside = np.zeros(len(hashes), dtype=np.int64)
+    inside[owner] = conformation
+    return hashes, inside
+
+
+def graph_hashes(block: Block) -> np.ndarray:
+    """(F,) uint64 hash of each conformation's bond graph: equal for equal graphs, whatever the order of atoms.
+
+    Graphs that Weisfeiler-Lehman refinement cannot tell apart within ``ROUNDS`` bonds share a hash.
+    """
+    hashes, inside = component_hashes(block)
+    total = np.zeros(len(block), dtype=np.uint64)
+    np.add.at(total, inside, _mix(hashes))
+    return _mix(total)
+
+
+def formulas(block: Block) -> list[str]:
+    """Each conformation's formula in the order C, H, then alphabetical."""
+    from ase.data import chemical_symbols
+
+    result = []
+    for numbers in np.split(block.arrays["numbers"], block.offsets[1:-1]):
+        values, number = np.unique(numbers, return_counts=True)
+        parts = {chemical_symbols[z]: n for z, n in zip(values.tolist(), number.tolist(), strict=True)}
+        order = sorted(parts, key=lambda symbol: ({"C": 0, "H": 1}.get(symbol, 2), symbol))
+        result.append("".join(f"{symbol}{parts[symbol] if parts[symbol] > 1 else ''}" for symbol in order))
+    return result
+
+
+def identify(block: Block) -> np.ndarray:
+    """(F,) identifiers made of formula and bond graph, such as ``C2H6O-5f0c9a1e``, for data without any of their own."""
+    pairs = zip(formulas(block), graph_hashes(block).tolist(), strict=True)
+    return np.array([f"{formula}-{value >> 32:08x}" for formula, value in pairs], dtype=object)
+
+
+@lru_cache
+def benchmark_hash(name: str) -> int:
+    """Graph hash of a benchmark molecule. Raises InputError for a name that is none."""
+    if name not in BENCHMARK:
+        raise InputError(f"unknown molecule {name!r}{nearest(name, BENCHMARK)} (known: {', '.join(BENCHMARK)})")
+    _, elements, heavy = BENCHMARK[name]
+    symbols = {"C": 6, "O": 8}
+    numbers, edges = [symbols[element] for element in elements], list(heavy)
+    for atom, hydrogens in enumerate(HYDROGENS[name]):
+        for _ in range(hydrogens):
+            edges.append((atom, len(numbers)))
+            numbers.append(1)
+    return int(_component_hashes(np.array(numbers), np.array(edges))[0][0])
+
+
+def excluded(block: Block, molecules: Iterable[str | int]) -> np.ndarray:
+    """(F,) True where any bonded component of a conformation is one of ``molecules`` (benchmark names or graph hashes).
+
+    A dimer that contains ethanol is found, too. Of conformations that share a molecule identifier only the first is
+    looked at. Raises InputError for an unknown name.
+    """
+    wanted = np.array([benchmark_hash(item) if isinstance(item, str) else item for item in molecules], dtype=np.uint64)
+    assert block.molecule is not None
+    named = block.molecule != ""
+    names = np.where(named, block.molecule, np.arange(len(block)).astype(str)).astype(str)
+    _, first, inverse = np.unique(names, return_index=True, return_inverse=True)
+    hashes, inside = component_hashes(block.take(first))
+    found = np.zeros(len(first), dtype=bool)
+    found[inside[np.isin(hashes, wanted)]] = True
+    return found[inverse]
+
+
+def resolve(exclude: str | Sequence[str]) -> list[str]:
+    """Names to leave out, from "none", "benchmark", or names separated by commas. Raises InputError for unknown ones."""
+    if exclude in ("none", "benchmark"):
+        return [] if exclude == "none" else list(BENCHMARK)
+    names = [name.strip() for name in (exclude.split(",") if isinstance(exclude, str) else exclude)]
+    aliases = {"salicylic": "salicylic acid", "salicylic_acid": "salicylic acid"}
+    names = [aliases.get(name, name) for name in names if name]
+    for name in names:
+        benchmark_hash(name)
+    return names

@@ -1,0 +1,143 @@
+"""The command line: doors without logic. A user's mistake is one line and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+from forcewell import __version__, data_commands
+from forcewell.display import say
+from forcewell.errors import InputError
+from forcewell.simulate_command import simulate
+
+app = App(name="forcewell", version=__version__, help="Force-centric pre-training, fine-tuning, simulation and evaluation of models of 3D molecules.")
+app.command(data_commands.app)
+app.command(simulate)
+
+Changes = Annotated[list[str] | None, Parameter(name="--set", negative=(), help="Change a setting, e.g. --set training.steps=1000; repeatable.")]
+Resume = Annotated[bool, Parameter(negative=(), help="Continue a run that was stopped or killed.")]
+
+
+@app.command
+def quickstart(*, out: Path = Path("quickstart")) -> None:
+    """Real data -> pre-training -> fine-tuning -> MD -> report, in minutes on two cores.
+
+    Example: forcewell quickstart --out quickstart
+
+    Parameters
+    ----------
+    out
+        Folder for data, models and report.html.
+    """
+    from forcewell.quickstart import run
+
+    run(out)
+
+
+@app.command
+def pretrain(config: str, *, out: Path = Path("runs/pretrain"), changes: Changes = None, resume: Resume = False) -> None:
+    """Pre-train a model.
+
+    Example: forcewell pretrain et-oreo --set training.batch_size=64 --out runs/et-oreo
+
+    Parameters
+    ----------
+    config
+        A YAML file, or the name of a recipe (et-oreo, et-oreo-faithful, et-ore, quickstart).
+    out
+        Run folder; holds config.yaml, log.jsonl, model.safetensors (best so far) and state/.
+    """
+    from forcewell import runs
+    from forcewell.config import load_config
+
+    runs.pretrain(load_config(config, changes), out, resume)
+
+
+@app.command
+def finetune(
+    config: str,
+    *,
+    from_: Annotated[Path, Parameter(name="--from", help="Model file to start from.")],
+    out: Path = Path("runs/finetune"),
+    changes: Changes = None,
+    resume: Resume = False,
+) -> None:
+    """Continue a model on new data.
+
+    Example: forcewell finetune quickstart-finetune --from runs/et-oreo/model.safetensors --set data=my.xyz --out runs/mine
+
+    Parameters
+    ----------
+    config
+        A YAML file, or the name of a recipe (quickstart-finetune).
+    out
+        Run folder.
+    """
+    from forcewell import runs
+    from forcewell.config import load_config
+
+    runs.finetune(load_config(config, changes), from_, out, resume)
+
+
+@app.command
+def evaluate(model: Path, data: Path, *, json: Path | None = None, level: str | None = None, device: str = "cpu") -> None:
+    """Energy and force errors of a model on labelled data.
+
+    Example: forcewell evaluate model.safetensors rmd17_ethanol_test.npz --json errors.json
+
+    Parameters
+    ----------
+    model
+        Model file.
+    data
+        A store, an extended XYZ file, or an .npz of the MD17 or rMD17 layout.
+    json
+        Also write the figures to this file.
+    level
+        Level of theory whose reference energies to use; default: the data's own, else the last fine-tuned.
+    device
+        Where to compute, e.g. cpu or cuda.
+    """
+    from forcewell.evaluate_command import evaluate_file
+
+    evaluate_file(model, data, json, level, device)
+
+
+@app.command
+def report(run: Path) -> None:
+    """Write report.html for a run folder.
+
+    Example: forcewell report runs/et-oreo
+    """
+    from forcewell.report import run_report
+
+    say(f"wrote {run_report(run)}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs one command and exits: 0 on success, 2 on a mistake of the user's, 130 when interrupted."""
+    try:
+        app(arguments, exit_on_error=False, print_error=False, help_on_error=False, result_action="return_none")
+    except InputError as error:
+        _fail(str(error))
+    except CycloptsError as error:
+        _fail(" ".join(str(error).split()) + " (see --help)")
+    except OSError as error:
+        # A full disk, a read-only folder, no permission: what the system says, and where.
+        place = f"{error.filename}: " if error.filename else ""
+        _fail(f"{place}{error.strerror or error}")
+    except KeyboardInterrupt:
+        print("interrupted; --resume continues a run", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

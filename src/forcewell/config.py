@@ -1,0 +1,217 @@
+"""The configuration of a training run: YAML in, validated values out. Unknown keys are errors."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from forcewell.errors import InputError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EncoderConfig(_Section):
+    """Defaults are the published 6.86 M-parameter Equivariant Transformer."""
+
+    name: str = "equivariant-transformer"
+    channels: int = Field(256, gt=0)
+    layers: int = Field(8, gt=0)
+    heads: int = Field(8, gt=0)
+    radial: int = Field(64, gt=0)
+    cutoff: float = Field(5.0, gt=0)
+    elements: int = Field(100, gt=1, le=119)
+    smooth_cutoff: bool = True
+    trainable_radial: bool = False
+
+
+class ModelConfig(_Section):
+    """The network of a pre-training run; fine-tuning takes it from the model file."""
+
+    encoder: EncoderConfig = EncoderConfig()
+
+
+class DataConfig(_Section):
+    """One source of training data. ``path``: a store, extended XYZ or MD17-style .npz, or ``bundled:NAME``."""
+
+    path: str
+    weight: float = Field(1.0, gt=0)
+    objectives: list[str] | None = None  # None: all that its labels allow
+    level: str | None = None  # overrides the file's level of theory, where the file does not say
+    maximum: int | None = Field(None, gt=0)  # only the first so many conformations
+
+
+class ValidationConfig(_Section):
+    """What is held out of each source, or data of its own."""
+
+    path: str | None = None
+    fraction: float = Field(0.05, gt=0, lt=1)
+    by: Literal["molecule", "time", "random"] = "molecule"
+    maximum: int = Field(500, gt=0)  # conformations validated on, per source
+
+
+class OptimiserConfig(_Section):
+    """AdamW. Defaults of ET-OREO section 3.5 where it gives them; clipping and averaging are ours."""
+
+    learning_rate: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_steps: int = Field(10_000, ge=0)
+    schedule: Literal["constant", "cosine", "plateau"] = "plateau"
+    plateau_factor: float = Field(0.8, gt=0, lt=1)
+    plateau_patience: int = Field(30, gt=0)
+    gradient_clip: float | None = Field(10.0, gt=0)  # on the norm of all gradients
+    average: float | None = Field(0.999, gt=0, lt=1)  # decay of the weights' moving average
+
+
+class TrainingConfig(_Section):
+    """Length, batches and how often things happen, all in optimiser steps."""
+
+    steps: int = Field(468_750, gt=0)
+    batch_size: int = Field(32, gt=0)
+    max_atoms: int = Field(4096, gt=0)
+    validate_every: int = Field(500, gt=0)
+    log_every: int = Field(50, gt=0)
+    save_every: int = Field(500, gt=0)
+
+
+class HardwareConfig(_Section):
+    """Where a run takes place; several devices or nodes need no other change (Lightning Fabric)."""
+
+    accelerator: str = "auto"
+    devices: int = Field(1, gt=0)
+    nodes: int = Field(1, gt=0)
+    precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
+
+
+class RunConfig(_Section):
+    """A pre-training or fine-tuning run."""
+
+    seed: int = Field(0, ge=0)
+    model: ModelConfig = ModelConfig()
+    objectives: str | dict[str, dict[str, Any] | None] = "et-oreo"
+    data: list[DataConfig] = Field(min_length=1)
+    validation: ValidationConfig = ValidationConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    training: TrainingConfig = TrainingConfig()
+    hardware: HardwareConfig = HardwareConfig()
+    exclude: Literal["benchmark", "none"] | None = None  # benchmark molecules; default: left out of pre-training only
+    new_elements: bool = False  # fine-tuning: allow elements that the model never saw
+    level: str | None = None  # name of the level of theory of all data of this run, where sources do not say
+
+
+def recipes() -> list[str]:
+    """Names of the recipes in the package."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in resources.files("forcewell.recipes").iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_config(name: str, changes: list[str] | None = None) -> RunConfig:
+    """A configuration from a YAML file or a recipe's name, with ``key=value`` changes such as
+    ``training.steps=1000``, ``data.0.weight=2`` or ``data=my.xyz`` (a single source).
+
+    Raises InputError naming the key and, where it is misspelt, the nearest valid one.
+    """
+    text, where = _text(name)
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: not plain YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{where}: expected a mapping of settings, e.g. 'data:' and 'training:'")
+    for change in changes or []:
+        _apply(tree, change)
+    if isinstance(tree.get("data"), str):
+        tree["data"] = [{"path": tree["data"]}]
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(f"{where}: {_explain(error)}") from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _text(name: str) -> tuple[str, str]:
+    path = Path(name)
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8"), name
+        except UnicodeDecodeError:
+            raise InputError(f"{name} is not text; expected a YAML configuration") from None
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        raise InputError(f"{name} does not exist; expected a YAML file or a recipe ({', '.join(recipes())})")
+    if name not in recipes():
+        from forcewell.errors import nearest
+
+        raise InputError(f"there is no recipe {name!r}{nearest(name, recipes())} (recipes: {', '.join(recipes())}; or give a YAML file)")
+    return (resources.files("forcewell.recipes") / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}"
+
+
+def _apply(tree: dict[str, Any], change: str) -> None:
+    """Sets one ``a.b.0.c=value`` in the tree, value read as YAML."""
+    key, equals, value = change.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {change}: expected key=value, e.g. --set training.steps=1000")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise InputError(f"--set {change}: the value is not plain YAML") from None
+    place: Any = tree
+    parts = key.split(".")
+    for part, following in zip(parts[:-1], parts[1:], strict=True):
+        if isinstance(place, list):
+            if not part.isdigit() or int(part) >= len(place):
+                raise InputError(f"--set {key}: {part!r} is not an entry of a list of {len(place)}")
+            place = place[int(part)]
+        else:
+            if not isinstance(place.get(part), (dict, list)):
+                place[part] = [] if following.isdigit() else {}
+            place = place[part]
+    last = parts[-1]
+    if isinstance(place, list):
+        if not last.isdigit() or int(last) > len(place):
+            raise InputError(f"--set {key}: {last!r} is not an entry of a list of {len(place)}")
+        place[int(last) : int(last) + 1] = [parsed]
+    else:
+        place[last] = parsed
+
+
+def _explain(error: ValidationError) -> str:
+    """The first mistake in one line; a misspelt key with the nearest valid one."""
+    first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(path, [known for known in _keys(RunConfig) if known.count(".") == _plain(path).count(".")], n=1, cutoff=0.4)
+        known = sorted(k.rsplit(".", 1)[-1] for k in _keys(RunConfig) if k.rpartition(".")[0] == _plain(path).rpartition(".")[0])
+        return f"unknown key {path!r}" + (f"; did you mean {close[0]!r}?" if close else "") + f" (known here: {', '.join(known)})"
+    if first["type"] == "missing":
+        return f"the key {path!r} is missing"
+    return f"{path}: {first['msg'][0].lower() + first['msg'][1:]}, got {first['input']!r}"
+
+
+def _plain(path: str) -> str:
+    return ".".join(part for part in path.split(".") if not part.isdigit())
+
+
+def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    """All dotted keys of a configuration, list indices left out."""
+    keys = []
+    for name, entry in section.model_fields.items():
+        keys.append(prefix + name)
+        kinds: list[Any] = [entry.annotation]
+        while kinds:
+            kind = kinds.pop()
+            if isinstance(kind, type) and not isinstance(kind, types.GenericAlias) and issubclass(kind, BaseModel):
+                keys += _keys(kind, f"{prefix}{name}.")
+            else:
+                kinds += typing.get_args(kind)
+    return keys

@@ -1,0 +1,59 @@
+"""What a person sees while something runs: progress with throughput and time left, and single lines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+CONSOLE = Console(highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """One line to the person at the terminal."""
+    CONSOLE.print(text, markup=False)
+
+
+class TrainingDisplay:
+    """A progress bar with steps, molecules per second, loss, validation error and time left.
+
+    Where the output is not a terminal it prints one plain line per validation instead.
+    """
+
+    def __init__(self, steps: int, enabled: bool = True) -> None:
+        self.steps, self.enabled = steps, enabled
+        self._rate = 0.0
+        columns = (
+            TextColumn("[bold]training"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(*columns, console=CONSOLE, disable=not (enabled and CONSOLE.is_terminal))
+        self._task = self._progress.add_task("training", total=steps, status="")
+
+    def __enter__(self) -> TrainingDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def report(self, step: int, line: dict[str, Any]) -> None:
+        """Shows one line of the log."""
+        if not self.enabled:
+            return
+        if line["kind"] == "train":
+            self._rate = line["molecules_per_second"]
+            status = f"{self._rate:.0f} molecules/s  loss {line['loss']:.4g}"
+            self._progress.update(self._task, completed=step, status=status)
+            return
+        forces = f"  forces {line['force_mae']:.1f} meV/Å" if "force_mae" in line else ""
+        best = "  (best)" if line["best"] else ""
+        throughput = f"  {self._rate:.0f} molecules/s" if self._rate else ""
+        say(f"step {step:>6}/{self.steps}  validation loss {line['loss']:.5f}{forces}{throughput}{best}")
+        self._progress.update(self._task, completed=step)

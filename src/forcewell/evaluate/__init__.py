@@ -1,0 +1,1 @@
+"""Judging models: one file per question."""

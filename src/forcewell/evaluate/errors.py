@@ -1,0 +1,127 @@
+"""How far are a model's energies and forces from their labels?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from forcewell.batch import Batch
+from forcewell.potential import Potential
+from forcewell.store import Dataset
+
+MILLI = 1000.0
+
+
+def evaluate(
+    potential: Potential,
+    data: Dataset,
+    *,
+    level: str | None = None,
+    batch_atoms: int = 4096,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
+    """Errors over all conformations of a data set.
+
+    force_mae, force_rmse (meV/Å, over components), force_cosine (mean over atoms with a force above 1e-3 eV/Å),
+    per_element (force MAE by symbol), per_source; energy_mae and energy_rmse (meV per molecule), None where there is
+    no energy label or, for compositions with a single frame, nothing to compare: force-trained energies have a free
+    constant per composition, which is fitted away (``energy_shift``). n_conformations, n_atoms count all of the data.
+    ``parity`` holds all labelled force components with their predictions as arrays (eV/Å).
+    Raises InputError for elements that the model never saw.
+    """
+    potential.check_elements(np.array(data.elements))
+    index = potential.level_index(level if level is not None else _shared_level(potential, data))
+    forces, labels, numbers, owners, energies = [], [], [], [], []
+    done = 0
+    for rows in _chunks(data.counts, batch_atoms):
+        batch = Batch.from_block(data.block(rows), dtype=potential.dtype, level=index).to(potential.device)
+        out = potential(batch)
+        assert out.forces is not None
+        forces.append(out.forces.double().cpu().numpy())
+        labels.append(batch.targets.forces.double().cpu().numpy())
+        numbers.append(batch.numbers.cpu().numpy())
+        owners.append(np.repeat(rows, data.counts[rows]))
+        energies.append(potential.total_energy(out, batch).detach().cpu().numpy())
+        done += len(rows)
+        progress(done)
+    result: dict[str, Any] = {"n_conformations": len(data), "n_atoms": int(data.counts.sum()), "level": potential.levels[index] if potential.levels else ""}
+    joined = [np.concatenate(part) for part in (forces, labels, numbers, owners)]
+    result |= _force_errors(*joined, data)
+    result |= _energy_errors(np.concatenate(energies), data)
+    return result
+
+
+def _shared_level(potential: Potential, data: Dataset) -> str | None:
+    """The data's own level of theory where the model knows it."""
+    known = [level for level in data.levels if level in potential.levels]
+    return known[0] if len(known) == 1 else None
+
+
+def _chunks(counts: np.ndarray, atoms: int) -> list[np.ndarray]:
+    """Consecutive rows of at most ``atoms`` atoms (at least one row each)."""
+    group = np.zeros(len(counts), dtype=np.int64)
+    size, number = 0, 0
+    for row, count in enumerate(counts.tolist()):
+        if size and size + count > atoms:
+            size, number = 0, number + 1
+        size += count
+        group[row] = number
+    return np.split(np.arange(len(counts)), np.flatnonzero(np.diff(group)) + 1)
+
+
+def _force_errors(forces: np.ndarray, labels: np.ndarray, numbers: np.ndarray, owners: np.ndarray, data: Dataset) -> dict[str, Any]:
+    from ase.data import chemical_symbols
+
+    known = np.isfinite(labels).all(axis=1)
+    if not known.any():
+        return {"force_mae": None, "force_rmse": None}
+    forces, labels, numbers, owners = forces[known], labels[known], numbers[known], owners[known]
+    error = forces - labels
+    length = np.linalg.norm(labels, axis=1)
+    strong = length > 1e-3
+    norms = np.linalg.norm(forces[strong], axis=1) * length[strong]
+    cosine = (forces[strong] * labels[strong]).sum(1) / np.maximum(norms, 1e-12)
+    source = data.column("source")[owners]
+    return {
+        "force_mae": float(np.abs(error).mean() * MILLI),
+        "force_rmse": float(np.sqrt((error**2).mean()) * MILLI),
+        "force_cosine": float(cosine.mean()) if len(cosine) else None,
+        "per_element": {chemical_symbols[z]: float(np.abs(error[numbers == z]).mean() * MILLI) for z in np.unique(numbers)},
+        "per_source": {str(s): {"force_mae": float(np.abs(error[source == s]).mean() * MILLI)} for s in np.unique(source)},
+        "parity": {"reference": labels.ravel(), "predicted": forces.ravel()},
+    }
+
+
+def _energy_errors(energies: np.ndarray, data: Dataset) -> dict[str, Any]:
+    """Energy errors after removing, per composition, the constant that forces cannot fix."""
+    if "energy" not in data.fields:
+        return {"energy_mae": None, "energy_rmse": None}
+    labels = data.column("energy")
+    known = np.flatnonzero(np.isfinite(labels))
+    formulas: dict[bytes, list[int]] = {}
+    for start in range(0, len(known), 4096):
+        block = data.block(known[start : start + 4096])
+        parts = np.split(block.arrays["numbers"], block.offsets[1:-1])
+        for row, part in zip(known[start : start + 4096], parts, strict=True):
+            formulas.setdefault(np.sort(part).tobytes(), []).append(int(row))
+    errors = [energies[rows] - labels[rows] for rows in formulas.values() if len(rows) > 1]
+    if not errors:
+        return {"energy_mae": None, "energy_rmse": None}
+    shifted = np.concatenate([error - error.mean() for error in errors])
+    return {
+        "energy_mae": float(np.abs(shifted).mean() * MILLI),
+        "energy_rmse": float(np.sqrt((shifted**2).mean()) * MILLI),
+        "energy_shift": "mean error of each composition removed",
+        "energy_conformations": len(shifted),
+    }
+
+
+def thinned(result: dict[str, Any], points: int = 4000) -> dict[str, Any]:
+    """The result with at most ``points`` parity points as lists, ready for JSON."""
+    if "parity" not in result:
+        return result
+    total = len(result["parity"]["reference"])
+    kept = np.unique(np.linspace(0, total - 1, min(points, total)).astype(int))
+    return {**result, "parity": {name: np.round(values[kept], 5).tolist() for name, values in result["parity"].items()}}

@@ -1,0 +1,46 @@
+"""What ``forcewell evaluate`` does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.progress import Progress
+
+from forcewell.checkpoint import load_model, training_hashes, write_bytes
+from forcewell.display import CONSOLE, say
+from forcewell.evaluate.errors import evaluate
+from forcewell.overlap import geometry_hashes, overlap
+from forcewell.store import open_data
+
+
+def evaluate_file(model: Path, data: Path, out: Path | None, level: str | None, device: str) -> None:
+    """Prints the errors of a model on a data set and writes them to ``out``.
+
+    Raises InputError for unreadable files and for elements that the model never saw.
+    """
+    potential, _ = load_model(model)
+    dataset = open_data(data)
+    with Progress(console=CONSOLE, disable=not CONSOLE.is_terminal) as progress:
+        task = progress.add_task("evaluating", total=len(dataset))
+        result = evaluate(potential.to(device), dataset, level=level, progress=lambda done: progress.update(task, completed=done))
+    result.pop("parity", None)
+    first = dataset.block(range(min(len(dataset), 20_000)))
+    result["training_overlap"] = overlap(geometry_hashes(first), training_hashes(model))
+    _print(result)
+    if out is not None:
+        write_bytes(out, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _print(result: dict[str, object]) -> None:
+    say(f"{result['n_conformations']} conformations, {result['n_atoms']} atoms; level of theory: {result['level'] or 'not stated'}")
+    for name, unit in (("force_mae", "meV/Å"), ("force_rmse", "meV/Å"), ("force_cosine", ""), ("energy_mae", "meV"), ("energy_rmse", "meV")):
+        value = result.get(name)
+        say(f"  {name:13s} " + (f"{value:10.3f} {unit}" if isinstance(value, float) else "  no labels to compare with"))
+    if result.get("energy_shift"):
+        say(f"  energies: {result['energy_shift']}")
+    for symbol, value in dict(result.get("per_element", {})).items():  # type: ignore[call-overload]
+        say(f"  force_mae {symbol:3s} {value:10.3f} meV/Å")
+    share = result["training_overlap"]
+    if isinstance(share, float) and share > 0:
+        say(f"  {100 * share:.1f} % of these conformations were in the model's training data")

@@ -1,0 +1,63 @@
+"""Reference energies per level of theory: what a model's energies must be shifted by to be that level's energies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from forcewell.potential import ELEMENTS, Potential
+from forcewell.store import Dataset
+from forcewell.system import Block
+
+
+@dataclass(slots=True)
+class Correction:
+    """A fit of per-element energies to E_label - E_model (eV): its rank, and the mean error before and after."""
+
+    level: str
+    elements: tuple[int, ...]
+    rank: int
+    conformations: int
+    before: float
+    after: float
+
+    def __str__(self) -> str:
+        known = f"{self.rank} of {len(self.elements)} element energies are fixed by the data"
+        return f"reference energies of {self.level}: {known}; mean |E error| {self.before:.4g} eV before, {self.after:.4g} eV after ({self.conformations} conformations)"
+
+
+def minimum_norm(block: Block, energies: np.ndarray) -> tuple[np.ndarray, int]:
+    """(119,) float64 eV per element of least norm that best reproduce ``energies`` (F,), and the rank of the fit.
+
+    Frames of a single molecule fix one number only (rank 1), which the minimum norm shares out by composition.
+    """
+    composition = np.zeros((len(block), ELEMENTS))
+    np.add.at(composition, (np.repeat(np.arange(len(block)), block.counts), block.arrays["numbers"]), 1.0)
+    present = np.flatnonzero(composition.any(axis=0))
+    solution, _, rank, _ = np.linalg.lstsq(composition[:, present], energies, rcond=1e-10)
+    references = np.zeros(ELEMENTS)
+    references[present] = solution
+    return references, int(rank)
+
+
+def correct(potential: Potential, data: Dataset, rows: np.ndarray, level: str, limit: int = 256) -> Correction | None:
+    """Adds the minimum-norm correction fitted to E_label - E_model on up to ``limit`` labelled rows of ``level``.
+
+    Changes ``potential.references[level]``; returns None, changing nothing, where no row has an energy.
+    """
+    if "energy" not in data.fields:
+        return None
+    rows = rows[data.column("level")[rows] == data.levels.index(level)]
+    rows = rows[np.isfinite(data.column("energy")[rows])]
+    if len(rows) == 0:
+        return None
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(int))]
+    block = data.block(rows)
+    predicted = potential.predict([block.system(i) for i in range(len(block))], level=level)["energy"]
+    error = block.arrays["energy"] - predicted
+    shift, rank = minimum_norm(block, error)
+    potential.references[level] = potential.references[level] + shift
+    remaining = error - np.array([shift[block.system(i).numbers].sum() for i in range(len(block))])
+    elements = tuple(int(z) for z in np.unique(block.arrays["numbers"]))
+    return Correction(level, elements, rank, len(rows), float(np.abs(error).mean()), float(np.abs(remaining).mean()))

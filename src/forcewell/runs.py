@@ -1,0 +1,224 @@
+"""Builds pre-training and fine-tuning runs from a configuration, and finishes them. The loop itself is in train.py."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from forcewell.checkpoint import load_model, save_model, training_hashes, write_bytes
+from forcewell.config import RunConfig, dump_config
+from forcewell.display import TrainingDisplay, say
+from forcewell.errors import InputError
+from forcewell.loader import Loader, Source, fixed_batches
+from forcewell.objectives import Objective
+from forcewell.optim import Schedule
+from forcewell.overlap import geometry_hashes, overlap, sketch
+from forcewell.potential import Potential
+from forcewell.references import correct
+from forcewell.runstate import check_state
+from forcewell.train import Trainer, train
+from forcewell.training_data import bundled, gather
+
+MODEL = "model.safetensors"
+
+
+@dataclass(slots=True)
+class Parts:
+    """What a run is built from, besides its configuration."""
+
+    potential: Potential
+    training: list[Source]
+    validation: list[Source]
+    objectives: tuple[Objective, ...]
+    ancestry: list[dict[str, Any]]
+
+
+def pretrain(config: RunConfig, out: Path, resume: bool = False) -> Path:
+    """Trains a fresh model; returns the path of its model file.
+
+    Raises InputError for unusable data or settings, an existing ``out`` without ``resume``, or the reverse.
+    """
+    fabric = _fabric(config)
+    _claim(config, out, resume, fabric)
+    _unpack(config, out, fabric)
+    objectives, training, validation, levels = gather(config, out / "data", exclude=config.exclude or "benchmark", quiet=not fabric.is_global_zero)
+    encoder = config.model.encoder.model_dump()
+    encoder["conditions"] = int(any(getattr(objective, "conditioned", False) for objective in objectives))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        potential = Potential({"encoder": encoder}, levels=levels, elements=_elements(training))
+    return _run(config, out, resume, fabric, Parts(potential, training, validation, objectives, []))
+
+
+def finetune(config: RunConfig, model: Path, out: Path, resume: bool = False) -> Path:
+    """Continues from a model file on new data; returns the path of the new model file.
+
+    Says which tensors were loaded, which are new and which were dropped, corrects the reference energies of the new
+    level of theory and evaluates step 0. Raises InputError as ``pretrain``, and for elements the model never saw.
+    """
+    fabric = _fabric(config)
+    parent, description = load_model(model)
+    _claim(config, out, resume, fabric)
+    _unpack(config, out, fabric)
+    objectives, training, validation, levels = gather(config, out / "data", exclude=config.exclude or "none", quiet=not fabric.is_global_zero)
+    if not config.new_elements:
+        try:
+            parent.check_elements(np.array(_elements([*training, *validation])))
+        except InputError as error:
+            raise InputError(f"{error}; set new_elements=true to train their embeddings from scratch") from None
+    potential = _adopt(parent, objectives, [*training, *validation], levels, config.seed, quiet=not fabric.is_global_zero)
+    if fabric.is_global_zero:
+        _tell_overlap(training, model)
+        for source in training:
+            _correct(potential, source)
+    ancestry = [*description.get("ancestry", []), {"model": str(model), "data": description.get("data", []), "training": description.get("training", {})}]
+    return _run(config, out, resume, fabric, Parts(potential, training, validation, objectives, ancestry))
+
+
+def _adopt(parent: Potential, objectives: Sequence[Objective], sources: Sequence[Source], levels: Sequence[str], seed: int, quiet: bool) -> Potential:
+    """The parent's network with this run's levels last, its elements added, and a report of its tensors."""
+    config = {"encoder": dict(parent.config["encoder"]), "head": dict(parent.config["head"])}
+    wanted = int(any(getattr(objective, "conditioned", False) for objective in objectives))
+    config["encoder"]["conditions"] = max(wanted, int(config["encoder"].get("conditions", 0)))
+    order = [level for level in parent.levels if level not in levels] + list(levels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        potential = Potential(config, levels=order, references=parent.references, elements=sorted({*parent.elements, *_elements(sources)}))
+    theirs, ours = parent.state_dict(), potential.state_dict()
+    loaded = [name for name, value in theirs.items() if name in ours and ours[name].shape == value.shape]
+    potential.load_state_dict({name: theirs[name] for name in loaded}, strict=False)
+    if not quiet:
+        new, dropped = sorted(set(ours) - set(loaded)), sorted(set(theirs) - set(loaded))
+        say(f"tensors loaded: {len(loaded)} of {len(ours)}; new: {', '.join(new) or 'none'}; dropped: {', '.join(dropped) or 'none'}")
+    for source in sources:
+        source.levels = np.array([potential.levels.index(level) for level in source.data.levels], dtype=np.int64)
+    return potential
+
+
+def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) -> Path:
+    """Trains, then fits the reference energies of every labelled level once more to the best model."""
+    dtype = torch.float64 if config.hardware.precision == "64-true" else torch.float32
+    potential = parts.potential.to(dtype)
+    settings, optimiser = config.training, config.optimiser
+    average = potential
+    if optimiser.average is not None:
+        average = Potential(potential.config, levels=potential.levels, references=potential.references, elements=potential.elements).to(dtype)
+        average.load_state_dict(potential.state_dict())
+        average.to(fabric.device)
+    hashes = sketch(np.concatenate([_hashes(source) for source in parts.training])) if fabric.is_global_zero else None
+    details = _details(config, parts)
+
+    def save_best(model: Potential, line: dict[str, Any]) -> None:
+        save_model(out / MODEL, model, hashes=hashes, training=line, **details)
+
+    loader = Loader(
+        parts.training, settings.batch_size, settings.max_atoms, config.seed, dtype, rank=fabric.global_rank, world=fabric.world_size
+    )
+    adamw = torch.optim.AdamW(potential.parameters(), lr=optimiser.learning_rate, weight_decay=optimiser.weight_decay)
+    rates = (optimiser.schedule, optimiser.learning_rate, optimiser.warmup_steps, settings.steps, optimiser.plateau_factor, optimiser.plateau_patience)
+    with TrainingDisplay(settings.steps, enabled=fabric.is_global_zero) as display:
+        trainer = Trainer(
+            fabric, potential, average, adamw, parts.objectives, loader,
+            fixed_batches(parts.validation, settings.batch_size, settings.max_atoms, dtype), Schedule(*rates), out, config.seed, settings.steps,
+            settings.validate_every, settings.log_every, settings.save_every, optimiser.average, optimiser.gradient_clip, save_best, display.report,
+        )  # fmt: skip
+        train(trainer, resume)
+    if fabric.is_global_zero:
+        best, description = load_model(out / MODEL)
+        for source in parts.training:
+            _correct(best, source)
+        save_model(out / MODEL, best, hashes=hashes, training=description["training"], **details)
+        say(f"best model: {out / MODEL} (step {description['training']['step']})")
+    fabric.barrier()
+    return out / MODEL
+
+
+def _correct(potential: Potential, source: Source) -> None:
+    for level in source.data.levels:
+        correction = correct(potential, source.data, source.rows, level)
+        if correction is not None:
+            say(f"{source.name}: {correction}")
+
+
+def _details(config: RunConfig, parts: Parts) -> dict[str, Any]:
+    """Provenance for the model file."""
+    data = [
+        {"name": source.name, "fingerprint": source.data.fingerprint, "conformations": len(source.rows), "levels": list(source.data.levels)}
+        for source in parts.training
+    ]
+    return {"run": config.model_dump(mode="json"), "data": data, "ancestry": parts.ancestry, "commit": commit()}
+
+
+def commit() -> str:
+    """Git commit of the source tree that this package runs from, or "" for an installed package."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return ""
+    done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def _fabric(config: RunConfig) -> Any:
+    from lightning_fabric import Fabric
+
+    hardware = config.hardware
+    several = hardware.devices * hardware.nodes > 1
+    fabric = Fabric(
+        accelerator=hardware.accelerator, devices=hardware.devices, num_nodes=hardware.nodes,
+        strategy="ddp" if several else "auto", precision=hardware.precision,
+    )  # fmt: skip
+    fabric.launch()
+    return fabric
+
+
+def _claim(config: RunConfig, out: Path, resume: bool, fabric: Any) -> None:
+    """Makes the run folder, or checks that it is the run to be resumed."""
+    file, text = out / "config.yaml", dump_config(config)
+    if fabric.is_global_zero:
+        if resume:
+            if not file.is_file():
+                raise InputError(f"{out} is not a run (no config.yaml); start without --resume")
+            if file.read_text(encoding="utf-8") != text:
+                old, new = file.read_text(encoding="utf-8").splitlines(), text.splitlines()
+                line = next((b for a, b in zip(old, new, strict=False) if a != b), "its length")
+                raise InputError(f"{out} was started with other settings (now {line.strip()!r}); resume with the same ones, or use another --out")
+            check_state(out)
+        else:
+            if file.exists():
+                raise InputError(f"{out} already holds a run; add --resume to continue it, or use another --out")
+            out.mkdir(parents=True, exist_ok=True)
+    fabric.barrier()
+    if fabric.is_global_zero and not resume:
+        write_bytes(file, text.encode())
+
+
+def _unpack(config: RunConfig, out: Path, fabric: Any) -> None:
+    """Imports bundled data once, before the other processes open them."""
+    paths = [entry.path for entry in config.data] + [config.validation.path or ""]
+    if fabric.is_global_zero:
+        for path in paths:
+            if path.startswith("bundled:"):
+                bundled(path.removeprefix("bundled:"), out / "data")
+    fabric.barrier()
+
+
+def _elements(sources: Sequence[Source]) -> list[int]:
+    return sorted({int(z) for source in sources for z in source.data.elements})
+
+
+def _hashes(source: Source) -> np.ndarray:
+    return np.concatenate([geometry_hashes(source.data.block(rows)) for rows in np.array_split(source.rows, len(source.rows) // 4096 + 1)])
+
+
+def _tell_overlap(training: Sequence[Source], model: Path) -> None:
+    known = training_hashes(model)
+    for source in training:
+        share = overlap(_hashes(source), known)
+        say(f"{source.name}: {100 * share:.1f} % of its conformations were in the model's training data")
+

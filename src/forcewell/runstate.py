@@ -1,0 +1,91 @@
+"""What a run needs to continue as if it had never stopped: ``RUN/state/``, safetensors and JSON only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from forcewell.checkpoint import read_tensors, write_tensors
+from forcewell.errors import InputError
+
+if TYPE_CHECKING:
+    from forcewell.train import Trainer
+
+NAME = "state.safetensors"
+
+
+def save_state(run: Trainer) -> None:
+    """Writes weights, their average, the optimiser, schedule, position in the data and log into one file.
+
+    One file renamed into place: a kill at any moment leaves the old state or the new one.
+    """
+    if not run.fabric.is_global_zero:
+        return
+    tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in run.potential.state_dict().items()}
+    if run.average is not run.potential:
+        tensors |= {f"average.{name}": value for name, value in run.average.state_dict().items()}
+    names = [name for name, _ in run.potential.named_parameters()]
+    for index, entry in run.optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{names[index]}.{key}": torch.as_tensor(value) for key, value in entry.items()}
+    write_tensors(run.directory / "state" / NAME, tensors, _facts(run))
+
+
+def _facts(run: Trainer) -> dict[str, Any]:
+    return {
+        "kind": "run state",
+        "step": run.step,
+        "best": run.best,
+        "seconds": run.seconds,
+        "log_bytes": run.log_bytes,
+        "loader": run.loader.state(),
+        "schedule": run.schedule.state(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "world_size": run.fabric.world_size,
+    }
+
+
+def check_state(directory: Path) -> None:
+    """Raises InputError where ``directory/state`` is missing or holds anything that a run does not write there."""
+    state = directory / "state"
+    if not (state / NAME).is_file():
+        raise InputError(f"{state / NAME} does not exist, so there is nothing to resume; start without --resume")
+    for entry in sorted(state.iterdir()):
+        # A kill while writing leaves the partial file, which the next save replaces.
+        if entry.name not in (NAME, f".{NAME}.partial"):
+            raise InputError(f"{entry} is not part of a run's state (expected only {NAME}) and is not read; remove it to resume")
+
+
+def load_state(run: Trainer) -> None:
+    """Restores a run in place. Raises InputError for a missing, damaged or foreign state."""
+    check_state(run.directory)
+    path = run.directory / "state" / NAME
+    tensors, facts = read_tensors(path, "run state")
+    if facts.get("kind") != "run state":
+        raise InputError(f"{path} is not a run's state; restore it from a copy")
+
+    def under(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+    try:
+        run.potential.load_state_dict(under("model."))
+        if run.average is not run.potential:
+            run.average.load_state_dict(under("average."))
+    except RuntimeError as error:
+        raise InputError(f"{path} belongs to another model ({str(error).splitlines()[0]})") from None
+    saved = under("optimiser.")
+    entries: dict[int, dict[str, Tensor]] = {}
+    for index, (name, _) in enumerate(run.potential.named_parameters()):
+        found = {key.removeprefix(f"{name}."): value for key, value in saved.items() if key.startswith(f"{name}.")}
+        if found:
+            entries[index] = found
+    current = run.optimiser.state_dict()
+    run.optimiser.load_state_dict({"state": entries, "param_groups": current["param_groups"]})
+    run.loader.restore(facts["loader"])
+    run.schedule.restore(facts["schedule"])
+    run.step, run.best, run.seconds, run.log_bytes = int(facts["step"]), float(facts["best"]), float(facts["seconds"]), int(facts["log_bytes"])
+    if facts["threads"] != torch.get_num_threads() and run.fabric.is_global_zero:
+        print(f"resuming with {torch.get_num_threads()} threads, saved with {facts['threads']}: weights will agree, but not to the last bit")

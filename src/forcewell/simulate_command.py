@@ -1,0 +1,190 @@
+"""``forcewell simulate``: reads the structure, says what it will do, runs, and says how it went."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from cyclopts import Parameter
+
+from forcewell.display import say
+from forcewell.errors import InputError
+from forcewell.system import Block, System
+
+
+def simulate(
+    model: Path,
+    structure: Path,
+    *,
+    temperature: float,
+    time: float,
+    ensemble: Literal["nve", "langevin", "nose-hoover"] = "langevin",
+    timestep: float = 0.5,
+    replicas: int = 1,
+    level: str | None = None,
+    charge: int | None = None,
+    spin: int | None = None,
+    reference: Path | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    out: Path = Path("simulation"),
+    resume: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Molecular dynamics of one structure, in one or many replicas at once.
+
+    Example: forcewell simulate model.safetensors ethanol.xyz --temperature 500 --time 300 --replicas 8 --out md
+
+    Parameters
+    ----------
+    model
+        A model file (.safetensors).
+    structure
+        A file that ASE reads, or an .npz of the MD17 or rMD17 layout; its first frame is the start.
+    temperature
+        In K.
+    time
+        In ps, of each replica.
+    ensemble
+        Constant energy, Langevin (relaxation time 100 fs) or Nosé-Hoover chains (period 100 fs).
+    timestep
+        In fs.
+    replicas
+        Copies of the structure with different velocities, simulated in one batch.
+    level
+        Level of theory whose energies are reported; by default the model's last.
+    charge
+        Total charge in elementary charges; by default what the structure says, else 0.
+    spin
+        Spin multiplicity; by default what the structure says, else 1.
+    reference
+        Data with frames of the same molecule, for mean bond lengths and the distribution of distances.
+    seed
+        Of the start velocities and the noise.
+    device
+        Where the model runs: cpu, cuda, cuda:1, ...
+    out
+        Folder to write to; must be new unless resumed.
+    resume
+        Go on from the last saved state in the folder.
+    """
+    from forcewell.checkpoint import load
+    from forcewell.simulate import simulate as run
+
+    if out.exists() and not resume:
+        raise InputError(f"{out}: already exists; add --resume to go on with it, or give another --out")
+    start = read_structure(structure, charge, spin)
+    frames = None if reference is None else read_reference(reference, start)
+    potential = load(model).to(check_device(device))
+    freedom = 3 * len(start) - 3 if len(start) > 1 else 3
+    doing = "going on with" if resume and out.exists() else "writing to"
+    say(f"{structure}: {len(start)} atoms, {replicas} replica(s), {ensemble} at {temperature:g} K")
+    say(f"{time:g} ps in steps of {timestep:g} fs, {doing} {out}/")
+    say(f"{freedom} degrees of freedom (no net momentum), on {device}")
+    result = run(
+        potential,
+        start,
+        temperature=temperature,
+        time=time,
+        timestep=timestep,
+        ensemble=ensemble,
+        replicas=replicas,
+        seed=seed,
+        level=level,
+        reference=frames,
+        out=out,
+        resume=resume,
+        progress=True,
+    )
+    for line in describe(result.summary):
+        say(line)
+
+
+def describe(summary: dict[str, Any]) -> list[str]:
+    """The lines printed of a summary."""
+    lines = []
+    for row in summary["replicas"]:
+        broke = row["broke"]
+        if broke is not None:
+            where = {
+                "bond": lambda b: f"bond {b['elements']} of atoms {b['atoms'][0]} and {b['atoms'][1]} is {b['deviation']:.2f} Å off",
+                "temperature": lambda b: f"{b['temperature']:.0f} K",
+                "not finite": lambda b: "a value is not finite",
+            }[broke["reason"]](broke)
+            lines.append(f"replica {row['replica']} broke at {broke['time_ps']:g} ps: {where}")
+    whole = f"{summary['whole']} of {summary['of']} replicas whole at {summary['time_ps']:g} ps"
+    lines.append(f"stable for {summary['stability_ps']:g} ps on average; {whole}")
+    if "temperature_mean" in summary:
+        lines.append(f"mean temperature {summary['temperature_mean']:.1f} K")
+    if "drift_mev_atom_ps" in summary:
+        lines.append(f"energy drift {summary['drift_mev_atom_ps']:.3g} meV/atom/ps")
+    if "distances_mae" in summary:
+        floor = f" (two halves of the reference differ by {summary['distances_floor']:.3f})" if "distances_floor" in summary else ""
+        lines.append(f"h(r) error {summary['distances_mae']:.3f}{floor}")
+    if "steps_per_second" in summary:
+        lines.append(f"{summary['steps_per_second']:.1f} steps/s, {summary['ns_per_day']:.3g} ns/day per replica")
+    return lines
+
+
+def read_structure(path: Path, charge: int | None = None, spin: int | None = None) -> System:
+    """The first frame of a file, with charge and spin multiplicity where given.
+
+    Raises InputError where it is absent, unreadable, or no sane structure.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; STRUCTURE is a file that ASE reads or an .npz of the MD17 layout")
+    system = _first_of_npz(path) if path.suffix == ".npz" else _first_of_ase(path)
+    for name, value, least in (("charge", charge, -127), ("spin", spin, 1)):
+        if value is not None:
+            if not least <= value <= 127:
+                raise InputError(f"{name} is {value}; expected {least} to 127")
+            system.arrays[name] = np.asarray(value, dtype=np.int8 if name == "charge" else np.uint8)
+    system.source = str(path)
+    Block(np.array([len(system)]), {name: system.arrays[name] for name in ("numbers", "positions")}, source=str(path)).validate()
+    return system
+
+
+def read_reference(path: Path, system: System) -> Block:
+    """The frames of DATA with as many atoms as the structure."""
+    from forcewell.store import open_data
+
+    data = open_data(path)
+    rows = np.flatnonzero(np.asarray(data.counts) == len(system))
+    if len(rows) == 0:
+        raise InputError(f"{path}: holds no frame with {len(system)} atoms, as the structure has")
+    return data.block(rows)
+
+
+def check_device(name: str) -> str:
+    """The device's name, if it is there. Raises InputError where not."""
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
+    return name
+
+
+def _first_of_npz(path: Path) -> System:
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            for numbers, positions in (("nuclear_charges", "coords"), ("z", "R"), ("z", "pos")):
+                if numbers in data and positions in data and data[positions].ndim == 3:
+                    return System({"numbers": data[numbers].astype(np.uint8), "positions": data[positions][0].astype(np.float64)})
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not a readable .npz file ({str(error).splitlines()[0]})") from None
+    raise InputError(f"{path}: has neither nuclear_charges and coords (rMD17) nor z and R (MD17), with positions (F, n, 3)")
+
+
+def _first_of_ase(path: Path) -> System:
+    import ase.io
+
+    try:
+        atoms = ase.io.read(path, index=0)
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise InputError(f"{path}: ASE cannot read it ({type(error).__name__}: {first}); is the suffix right?") from None
+    atoms.calc = None  # type: ignore[union-attr]
+    return System.from_atoms(atoms)  # type: ignore[arg-type]

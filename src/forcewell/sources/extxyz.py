@@ -1,0 +1,190 @@
+"""Extended XYZ files of any origin: the keys of ASE and MACE, and ORCA's comment lines, need no mapping."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from forcewell.bonds import identify
+from forcewell.errors import InputError
+from forcewell.fields import FIELDS
+from forcewell.sources.card import Card, Factors, Paths, check_options
+from forcewell.sources.trajectory_npz import truth
+from forcewell.system import Block, System, block_of
+from forcewell.units import HARTREE
+
+if TYPE_CHECKING:
+    import ase
+
+FRAMES = 1024  # per Block
+
+# The first key that a frame has is taken. MACE's REF_ keys come before ASE's, which may hold another calculator's results;
+# "energy", "forces" and "stress" are found by ASE itself.
+ENERGY_KEYS = ("REF_energy", "energy", "dft_energy", "MACE_energy")
+FORCES_KEYS = ("REF_forces", "forces", "force", "dft_forces", "MACE_forces")
+STRESS_KEYS = ("REF_stress", "stress", "MACE_stress")
+CHARGE_KEYS = ("charge", "total_charge")
+SPIN_KEYS = ("spin", "spin_multiplicity", "multiplicity", "total_spin")
+MOLECULE_KEYS = ("molecule", "molecule_id", "mol_id", "mol")
+
+CARD = Card(
+    name="extxyz",
+    title="Any extended XYZ file (ASE, MACE, ORCA)",
+    licence="as its author states",
+    citation="",
+    level="option level, or the key level of each frame",
+    units="options energy_unit, force_unit, length_unit (default eV, eV/Å, Å; ORCA's comment-line energies are Hartree)",
+    page="",
+    files=f"*.xyz or *.extxyz; energies as {', '.join(ENERGY_KEYS)}, forces as {', '.join(FORCES_KEYS)}",
+    options={
+        "energy_unit": "of energies: eV, meV, Hartree, kcal/mol, kJ/mol",
+        "force_unit": "of forces: eV/Å, Hartree/bohr, kcal/mol/Å ...; default energy_unit/length_unit",
+        "length_unit": "of coordinates: Å, bohr, nm",
+        "level": "level of theory, e.g. wB97X/6-31G(d)",
+        "gradients": "yes: the forces are gradients, so their sign is changed",
+        "equilibrium": "yes or no: all conformations are minima, or none is",
+        "energy_key": "a key not listed above",
+        "forces_key": "a key not listed above",
+        "molecule_key": f"key of the molecule identifier, besides {', '.join(MOLECULE_KEYS)}",
+    },
+)
+
+
+def read(paths: Paths, **options: Any) -> Iterator[Block]:
+    """Blocks in eV, Å. The molecule identifier is a frame's own (see ``MOLECULE_KEYS``), else formula and bond graph.
+
+    Raises InputError, naming the frame, for a damaged file, and for a key asked for that no frame has.
+    """
+    check_options(CARD, options)
+    energy_unit, length_unit = options.get("energy_unit", "eV"), options.get("length_unit", "Å")
+    factors = Factors.of(energy_unit, options.get("force_unit", f"{energy_unit}/{length_unit}"), length_unit)
+    for path in paths:
+        waiting: list[System] = []
+        for number, atoms in enumerate(_frames(Path(path))):
+            waiting.append(_system(atoms, f"{path}, frame {number}", factors, options))
+            if len(waiting) == FRAMES:
+                yield from _blocks(waiting)
+                waiting = []
+        if waiting:
+            yield from _blocks(waiting)
+
+
+def _frames(path: Path) -> Iterator[ase.Atoms]:
+    from ase.io import iread
+
+    if not path.is_file():
+        raise InputError(f"{path} does not exist")
+    number = 0
+    try:
+        for atoms in iread(path, index=":", format="extxyz"):
+            yield atoms
+            number += 1
+    except (OSError, ValueError, KeyError, IndexError, UnicodeDecodeError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}, frame {number}: not a whole extended XYZ frame ({reason})") from None
+    if not number:
+        raise InputError(f"{path} holds no frame")
+
+
+def _system(atoms: ase.Atoms, where: str, factors: Factors, options: Mapping[str, Any]) -> System:
+    """One frame in eV, Å with every label that is found."""
+    results = atoms.calc.results if atoms.calc is not None else {}
+    scalars, per_atom = {**atoms.info, **results}, {**atoms.arrays, **results}
+    arrays: dict[str, Any] = {"numbers": atoms.numbers, "positions": atoms.positions * factors.length}
+    if atoms.pbc.any():
+        arrays |= {"cell": np.asarray(atoms.cell) * factors.length, "pbc": atoms.pbc}
+    energy = _first(scalars, ENERGY_KEYS, options.get("energy_key"), where)
+    if energy is not None:
+        arrays["energy"] = _number(energy, where, "energy") * factors.energy
+    elif (hartree := _orca_energy(atoms.info)) is not None:
+        arrays["energy"] = hartree * HARTREE
+    forces = _first(per_atom, FORCES_KEYS, options.get("forces_key"), where)
+    if forces is not None:
+        sign = -1.0 if truth(options.get("gradients", False)) else 1.0
+        arrays["forces"] = sign * factors.force * _shaped(forces, (len(atoms), 3), where, "forces")
+    stress = _first(scalars, STRESS_KEYS, None, where)
+    if stress is not None and atoms.pbc.any():
+        arrays["stress"] = _full_stress(stress, where) * factors.energy / factors.length**3
+    for name, keys in (("charge", CHARGE_KEYS), ("spin", SPIN_KEYS), ("equilibrium", ("equilibrium",))):
+        value = _first(atoms.info, keys, None, where)
+        if value is not None:
+            arrays[name] = _whole(value, where, name)
+    if "equilibrium" in options:
+        arrays["equilibrium"] = int(truth(options["equilibrium"]))
+    cast = {name: np.asarray(value).astype(FIELDS[name].stored) for name, value in arrays.items()}
+    names = (*([options["molecule_key"]] if "molecule_key" in options else []), *MOLECULE_KEYS)
+    molecule = next((str(atoms.info[key]) for key in names if key in atoms.info), "")
+    level = str(options.get("level", atoms.info.get("level", "")))
+    return System(cast, CARD.name, level, molecule, str(atoms.info.get("smiles", "")))
+
+
+def _first(found: Mapping[str, Any], keys: Sequence[str], asked: str | None, where: str) -> Any:
+    if asked is not None:
+        if asked not in found:
+            raise InputError(f"{where} has no key {asked!r} (it has: {', '.join(map(str, found))})")
+        return found[asked]
+    return next((found[key] for key in keys if key in found), None)
+
+
+def _orca_energy(info: Mapping[str, Any]) -> float | None:
+    """Hartree from a comment such as ``Coordinates from ORCA-job NAME E -40.518``, whose words ASE keeps as bare keys."""
+    words = [str(key) for key in info]
+    if not any(word.startswith("ORCA") for word in words) or "E" not in words[:-1]:
+        return None
+    try:
+        return float(words[words.index("E") + 1])
+    except ValueError:
+        return None
+
+
+def _number(value: Any, where: str, name: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{where}: {name} is {value!r}, expected a number") from None
+
+
+def _whole(value: Any, where: str, name: str) -> int:
+    number = int(value) if isinstance(value, (bool, np.bool_)) else _number(value, where, name)
+    limits = np.iinfo(FIELDS[name].stored)
+    if number != round(number) or not limits.min <= number <= limits.max:
+        raise InputError(f"{where}: {name} is {value!r}, expected a whole number")
+    return round(number)
+
+
+def _shaped(value: Any, shape: tuple[int, ...], where: str, name: str) -> np.ndarray:
+    array = np.asarray(value)
+    if array.shape != shape or array.dtype.kind not in "if":
+        raise InputError(f"{where}: {name} has shape {array.shape}, expected {shape} numbers")
+    return array.astype(np.float64)
+
+
+def _full_stress(value: Any, where: str) -> np.ndarray:
+    """(3, 3) from nine numbers, or six in Voigt order xx, yy, zz, yz, xz, xy."""
+    array = np.asarray(value, dtype=np.float64)
+    if array.size == 6:
+        from ase.stress import voigt_6_to_full_3x3_stress
+
+        return np.asarray(voigt_6_to_full_3x3_stress(array.reshape(6)))
+    if array.size != 9:
+        raise InputError(f"{where}: stress has {array.size} numbers, expected 6 or 9")
+    return array.reshape(3, 3)
+
+
+def _blocks(systems: list[System]) -> Iterator[Block]:
+    """Consecutive frames of one level as one Block each, since a Block has a single level."""
+    start = 0
+    for end in range(1, len(systems) + 1):
+        if end == len(systems) or systems[end].level != systems[start].level:
+            block = block_of(systems[start:end])
+            assert block.molecule is not None
+            nameless = np.flatnonzero(block.molecule == "")
+            if len(nameless):
+                block.molecule[nameless] = identify(block.take(nameless))
+            yield block
+            start = end

@@ -1,0 +1,31 @@
+"""The conformation store, its writer, the same interface in memory, and the one door to data of any kind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from forcewell.errors import InputError
+from forcewell.sources import SOURCES, layout_of
+from forcewell.store.reading import Dataset, MemoryData, Store
+from forcewell.store.references import ReferenceFit, reference_fits, references
+from forcewell.store.writing import StoreWriter
+
+__all__ = ["Dataset", "MemoryData", "ReferenceFit", "Store", "StoreWriter", "open_data", "reference_fits", "references"]
+
+
+def open_data(path: str | os.PathLike[str], **options: Any) -> Dataset:
+    """A store folder memory-mapped; an extended XYZ file or an .npz (MD17, rMD17, QM9, QM7-X or generic layout) in memory.
+
+    options: as of the source's ``read``, e.g. ``energy_unit="kcal/mol"`` for a generic .npz; stores take none.
+    Raises InputError where there is nothing at ``path`` or it is none of these.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if options:
+            raise InputError(f"{path} is a store; it takes no option ({', '.join(options)})")
+        return Store(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give a store, an extended XYZ file or an .npz file")
+    return MemoryData(SOURCES[layout_of(path)].read([path], **options), name=str(path))

@@ -1,0 +1,253 @@
+"""Reading conformations by index: from a store on disk, or from blocks in memory, through one interface.
+
+Rows are gathered by offset arithmetic on the flat values: taking rows of nested Arrow lists is 12 times slower.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from forcewell.errors import InputError
+from forcewell.fields import ATOM_FIELDS, FIELDS, REQUIRED
+from forcewell.store.shards import Shard, empty_shard, joined, missing, read_manifest, shard_of, verify
+from forcewell.system import Block, System, block_of
+
+
+class Dataset(Protocol):
+    """What a store and data in memory have in common; training, evaluation and splits read through it."""
+
+    levels: list[str]
+    sources: list[str]
+    elements: list[int]
+    fields: list[str]
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> System: ...
+    def block(self, indices: Any) -> Block: ...
+    def column(self, name: str) -> np.ndarray: ...
+    def molecule_codes(self) -> np.ndarray: ...
+    @property
+    def counts(self) -> np.ndarray: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def properties(self) -> list[str]: ...
+
+
+class _Sharded:
+    """Reading from shards, on disk or in memory. Subclasses set ``_sizes``, the lists below, and define ``_shard``."""
+
+    levels: list[str]
+    sources: list[str]
+    elements: list[int]
+    fields: list[str]
+    _properties: list[str]
+    _sizes: list[int]
+    _counts: np.ndarray | None = None
+
+    def _shard(self, number: int) -> Shard:
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return int(sum(self._sizes))
+
+    def __getitem__(self, index: int) -> System:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"conformation {index} of {len(self)}")
+        return self.block([index % len(self)]).system(0)
+
+    @property
+    def properties(self) -> list[str]:
+        """Names of the properties; their values are ``column("property:NAME")``."""
+        return list(self._properties)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(n,) int64 atoms of each conformation."""
+        if self._counts is None:
+            parts = [np.diff(self._shard(k).offsets) for k in range(len(self._sizes))]
+            self._counts = np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+        return self._counts
+
+    def column(self, name: str) -> np.ndarray:
+        """(n, ...) a whole molecule-scope column: a molecule field (filled with "not known" where a shard lacks it),
+        "molecule" or "smiles" (object), "level" or "source" (index into ``levels``, ``sources``), "property:NAME" (NaN
+        where absent). Raises InputError for any other name."""
+        parts = [self._column_of(self._shard(k), size, name) for k, size in enumerate(self._sizes)]
+        return np.concatenate(parts) if parts else self._column_of(empty_shard(), 0, name)
+
+    def _column_of(self, shard: Shard, size: int, name: str) -> np.ndarray:
+        if name in ("level", "source"):
+            return getattr(shard, name)
+        if name in ("molecule", "smiles"):
+            return shard.strings[name].to_numpy(zero_copy_only=False)
+        if name.startswith("property:") and name[9:] in self._properties:
+            return shard.properties.get(name[9:], np.full(size, np.nan))
+        if name not in FIELDS or name in ATOM_FIELDS:
+            known = [field_name for field_name in FIELDS if field_name not in ATOM_FIELDS] + [f"property:{key}" for key in self._properties]
+            raise InputError(f"no column {name!r} (known: molecule, smiles, level, source, {', '.join(known)})")
+        return shard.arrays[name] if name in shard.arrays else missing(name, size)
+
+    def molecule_codes(self) -> np.ndarray:
+        """(n,) an integer for each conformation, equal where the molecule identifiers are equal."""
+        chunks = [self._shard(k).strings["molecule"] for k in range(len(self._sizes))]
+        if not chunks:
+            return np.zeros(0, dtype=np.int64)
+        encoded = pa.chunked_array(chunks).combine_chunks().dictionary_encode()
+        return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+
+    def block(self, indices: Any) -> Block:
+        """The conformations at ``indices`` (integers in any order, or a mask), copied into a Block.
+
+        ``Block.level`` and ``Block.source`` are "" where the rows differ. Raises InputError for an index out of range.
+        """
+        wanted = np.asarray(indices)
+        wanted = np.flatnonzero(wanted) if wanted.dtype == bool else wanted.astype(np.int64)
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self)):
+            raise InputError(f"conformation {wanted.max()} asked for; there are {len(self)}, counted from 0")
+        starts = np.concatenate([[0], np.cumsum(self._sizes)]).astype(np.int64)
+        owner = np.searchsorted(starts, wanted, side="right") - 1
+        order = np.argsort(owner, kind="stable")
+        visited, first = np.unique(owner[order], return_index=True)
+        shards = [self._shard(int(number)) for number in visited]
+        rows = [wanted[places] - starts[k] for k, places in zip(visited, np.split(order, first[1:]), strict=False)]
+        block = self._gathered(shards, rows)
+        # Gathered shard by shard, then put into the order asked for: half the time of scattering each column in place.
+        return block if len(shards) < 2 else block.take(np.argsort(order))
+
+    def _gathered(self, shards: list[Shard], rows: list[np.ndarray]) -> Block:
+        """The given rows of each shard, one shard after another; a column that a shard lacks is "not known" there."""
+        counts = [shard.offsets[chosen + 1] - shard.offsets[chosen] for shard, chosen in zip(shards, rows, strict=True)]
+        atoms = [_ranges(shard.offsets[chosen], number) for shard, chosen, number in zip(shards, rows, counts, strict=True)]
+
+        def column(name: str) -> np.ndarray:
+            picked = atoms if name in ATOM_FIELDS else rows
+            pairs = zip(shards, picked, strict=True)
+            return _joined_or(
+                missing(name, 0), [np.take(s.arrays[name], k, axis=0) if name in s.arrays else missing(name, len(k)) for s, k in pairs]
+            )
+
+        def property_of(name: str) -> np.ndarray:
+            pairs = zip(shards, rows, strict=True)
+            return _joined_or(np.zeros(0), [s.properties[name][k] if name in s.properties else np.full(len(k), np.nan) for s, k in pairs])
+
+        def text(name: str) -> np.ndarray:
+            taken = [shard.strings[name].take(pa.array(k)).to_numpy(zero_copy_only=False) for shard, k in zip(shards, rows, strict=True)]
+            return _joined_or(np.zeros(0, dtype=object), taken)
+
+        none = np.zeros(0, dtype=np.int64)
+        level = _joined_or(none, [shard.level[k] for shard, k in zip(shards, rows, strict=True)])
+        source = _joined_or(none, [shard.source[k] for shard, k in zip(shards, rows, strict=True)])
+        return Block(
+            _joined_or(none, counts),
+            {name: column(name) for name in dict.fromkeys([*REQUIRED, *self.fields])},
+            _only(source, self.sources),
+            _only(level, self.levels),
+            text("molecule"),
+            text("smiles"),
+            {name: property_of(name) for name in self._properties},
+        )
+
+
+def _joined_or(empty: np.ndarray, parts: list[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate([empty, *parts]) if parts else empty
+
+
+def _ranges(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """first[0], first[0] + 1, ... (counts[0] of them), first[1], ... in one array."""
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.repeat(first - (ends - counts), counts) + np.arange(total)
+
+
+def _only(codes: np.ndarray, names: Sequence[str]) -> str:
+    return names[int(codes[0])] if len(codes) and (codes == codes[0]).all() else ""
+
+
+class Store(_Sharded):
+    """A store on disk, opened for reading; an import that was killed opens with the shards it had finished.
+
+    Each shard's SHA-256 is verified at its first access, so a damaged file is found before its numbers are used.
+    Raises InputError where ``path`` is no store, the manifest is damaged, or a shard is missing or truncated.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.manifest = read_manifest(self.path)
+        self._entries: list[dict[str, Any]] = self.manifest["shards"]
+        for entry in self._entries:
+            file = self.path / entry["file"]
+            size = file.stat().st_size if file.is_file() else None
+            if size != entry["bytes"]:
+                found = "missing" if size is None else f"{size} bytes long, not {entry['bytes']}"
+                raise InputError(f"{file} is {found}; import the data again or restore the file")
+        self._sizes = [int(entry["conformations"]) for entry in self._entries]
+        self.levels, self.sources = list(self.manifest["levels"]), list(self.manifest["sources"])
+        self.elements, self.fields = list(self.manifest["elements"]), list(self.manifest["fields"])
+        self._properties = list(self.manifest["properties"])
+        self._open: dict[int, Shard] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:  # memory maps stay behind; a worker process opens its own
+        return Store, (self.path,)
+
+    @property
+    def complete(self) -> bool:
+        """False for an import that was interrupted."""
+        return bool(self.manifest["complete"])
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the shards' SHA-256 sums: the same data in the same order give the same value."""
+        return hashlib.sha256("".join(entry["sha256"] for entry in self._entries).encode()).hexdigest()
+
+    def verify(self) -> None:
+        """Reads every shard and compares its SHA-256. Raises InputError naming the first that differs."""
+        for entry in self._entries:
+            verify(self.path / entry["file"], entry["sha256"])
+
+    def _shard(self, number: int) -> Shard:
+        if number not in self._open:
+            entry = self._entries[number]
+            verify(self.path / entry["file"], entry["sha256"])
+            batch = pa.ipc.open_file(pa.memory_map(str(self.path / entry["file"]))).get_batch(0)
+            self._open[number] = shard_of(batch)
+        return self._open[number]
+
+
+class MemoryData(_Sharded):
+    """Blocks held in memory, with the reading interface of a Store."""
+
+    def __init__(self, blocks: Iterable[Block], name: str = "data") -> None:
+        blocks = list(blocks)
+        if not sum(len(block) for block in blocks):
+            raise InputError(f"{name} holds no conformation")
+        self.levels, self.sources = [], []
+        block, level, source = joined(blocks, self.levels, self.sources)
+        strings = {key: pa.array(getattr(block, key), pa.large_string()) for key in ("molecule", "smiles")}
+        self._only = Shard(block.offsets, block.arrays, level, source, strings, block.properties)
+        self._sizes = [len(block)]
+        self.elements = np.unique(block.arrays["numbers"]).tolist()
+        self.fields, self._properties = list(block.arrays), list(block.properties)
+
+    @classmethod
+    def from_systems(cls, systems: Iterable[System]) -> MemoryData:
+        """Of single conformations."""
+        return cls([block_of([system]) for system in systems])
+
+    def _shard(self, number: int) -> Shard:
+        return self._only
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all arrays."""
+        digest = hashlib.sha256(self.counts.tobytes())
+        for name, values in self._only.arrays.items():
+            digest.update(name.encode() + np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()

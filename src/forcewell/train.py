@@ -1,0 +1,201 @@
+"""The training loop. It builds nothing: everything it needs comes in a Trainer."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from forcewell.batch import Batch
+from forcewell.errors import InputError
+from forcewell.loader import Loader
+from forcewell.objectives import DATA, Noise, Objective
+from forcewell.optim import Schedule, update_average
+from forcewell.potential import Potential, Prediction
+from forcewell.runstate import load_state, save_state
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+# Validation noise is drawn as if at this step, which no run reaches: the same displaced copies every time.
+VALIDATION_STEP = 2**40
+
+
+@dataclass(slots=True)
+class Trainer:
+    """All parts of a run, built elsewhere, and how often things happen (in steps)."""
+
+    fabric: Fabric
+    potential: Potential
+    average: Potential  # moving average of the weights; what is validated and saved
+    optimiser: torch.optim.Optimizer
+    objectives: Sequence[Objective]
+    loader: Loader
+    validation: Sequence[Batch]
+    schedule: Schedule
+    directory: Path
+    seed: int
+    steps: int
+    validate_every: int
+    log_every: int
+    save_every: int
+    decay: float | None
+    clip: float | None
+    save_best: Callable[[Potential, dict[str, Any]], None]
+    report: Callable[[int, dict[str, Any]], None] = lambda step, line: None
+    step: int = 0
+    best: float = float("inf")
+    seconds: float = 0.0
+    log_bytes: int = 0
+    _module: Any = field(default=None)
+
+
+def train(run: Trainer, resume: bool = False) -> dict[str, Any]:
+    """Runs until ``run.steps``; returns the best validation's line of the log.
+
+    ``resume`` continues from ``directory/state``, with bit-identical results on the CPU at the same thread count.
+    Raises InputError when the loss is not finite, after saving the conformations at fault.
+    """
+    run._module, run.optimiser = run.fabric.setup(run.potential, run.optimiser)  # type: ignore[assignment]
+    log = run.directory / "log.jsonl"
+    if resume:
+        load_state(run)
+        with open(log, "r+b") as file:
+            file.truncate(run.log_bytes)
+    else:
+        _validate(run)
+    started, offset, since, seen = time.monotonic(), run.seconds, time.monotonic(), 0
+    while run.step < run.steps:
+        batch = run.loader.next()
+        terms, loss, prepared = _update(run, batch)
+        run.step += 1
+        seen += len(batch) * run.fabric.world_size
+        run.seconds = offset + time.monotonic() - started
+        if run.step % run.log_every == 0 or run.step == run.steps:
+            rate = seen / (time.monotonic() - since)
+            since, seen = time.monotonic(), 0
+            line = {"kind": "train", "loss": loss, "terms": terms, "rate": run.schedule.rate(run.step - 1), "molecules_per_second": round(rate, 1)}
+            _log(run, line)
+        if run.step % run.validate_every == 0 or run.step == run.steps:
+            _validate(run)
+        if run.step % run.save_every == 0 or run.step == run.steps:
+            save_state(run)
+    return {"loss": run.best, "seconds": run.seconds}
+
+
+def _update(run: Trainer, batch: Batch) -> tuple[dict[str, float], float, Batch]:
+    """One optimiser step; returns the terms of the loss (averaged over all processes), the loss and the batch."""
+    batch = batch.to(run.fabric.device)
+    for group in run.optimiser.param_groups:
+        group["lr"] = run.schedule.rate(run.step)
+    prepared = _prepare(run.objectives, batch, Noise(run.seed, run.step))
+    loss, terms = _loss(run, run._module, prepared, create_graph=True)
+    # A rank whose share lacks a term, and parameters that forces do not depend on (the last bias), still take part.
+    share = loss * run.fabric.world_size + 0.0 * sum(p.sum() for p in run.potential.parameters())
+    value = sum(float(terms[o.name]) * o.weight for o in run.objectives)
+    if not torch.isfinite(torch.tensor(value)):
+        _stop(run, prepared)
+    run.optimiser.zero_grad()
+    run.fabric.backward(share)
+    if run.clip is not None:
+        run.fabric.clip_gradients(run._module, run.optimiser, max_norm=run.clip, error_if_nonfinite=False)
+    run.optimiser.step()
+    if run.average is not run.potential:
+        update_average(run.average, run.potential, run.decay or 0.0, run.step)
+    return terms, value, prepared
+
+
+def _prepare(objectives: Sequence[Objective], batch: Batch, noise: Noise) -> Batch:
+    for objective in objectives:
+        batch = objective.prepare(batch, noise)
+    return batch
+
+
+def _loss(run: Trainer, model: Any, batch: Batch, create_graph: bool) -> tuple[Tensor, dict[str, float]]:
+    """This process's share of the weighted loss, and each term averaged over all processes."""
+    if len(batch) == 0:
+        prediction = Prediction(batch.positions.new_zeros(0), batch.positions)
+    else:
+        prediction = model(batch, create_graph=create_graph)
+    parts = [objective.loss(prediction, batch) for objective in run.objectives]
+    sums = torch.stack([torch.stack([part.total.detach().double(), part.count]) for part in parts])
+    sums = run.fabric.all_reduce(sums, reduce_op="sum")
+    assert isinstance(sums, Tensor)
+    counts = sums[:, 1].clamp(min=1.0)
+    terms = {objective.name: float(total) for objective, total in zip(run.objectives, sums[:, 0] / counts, strict=True)}
+    shares = [objective.weight * part.total / count.to(part.total.dtype) for objective, part, count in zip(run.objectives, parts, counts, strict=True)]
+    return torch.stack(shares).sum(), terms
+
+
+def _validate(run: Trainer) -> None:
+    """Loss terms and force errors of the averaged weights on the validation batches, all processes sharing them."""
+    model = run.average.eval()
+    sums = torch.zeros(len(run.objectives) + 1, 2, dtype=torch.float64)
+    for number, batch in enumerate(run.validation):
+        if number % run.fabric.world_size != run.fabric.global_rank:
+            continue
+        prepared = _prepare(run.objectives, batch.to(run.fabric.device), Noise(run.seed, VALIDATION_STEP))
+        prediction = model(prepared)
+        for row, objective in enumerate(run.objectives):
+            part = objective.loss(prediction, prepared)
+            sums[row] += torch.stack([part.total.double(), part.count]).cpu()
+        known = torch.isfinite(prepared.targets.forces).all(dim=1) & (prepared.role == DATA).index_select(0, prepared.molecule)
+        error = (prediction.forces[known] - prepared.targets.forces[known]).abs()
+        sums[-1] += torch.tensor([float(error.double().sum()), float(error.numel())], dtype=torch.float64)
+    sums = run.fabric.all_reduce(sums.to(run.fabric.device), reduce_op="sum").cpu()  # type: ignore[union-attr]
+    means = (sums[:, 0] / sums[:, 1].clamp(min=1.0)).tolist()
+    terms = {objective.name: mean for objective, mean in zip(run.objectives, means, strict=False)}
+    loss = sum(objective.weight * terms[objective.name] for objective in run.objectives)
+    line: dict[str, Any] = {"kind": "validation", "loss": loss, "terms": terms, "seconds": round(run.seconds, 2)}
+    if float(sums[-1, 1]) > 0:
+        line["force_mae"] = means[-1] * 1000  # meV/Å
+    run.schedule.observe(loss, run.step)
+    line["best"] = loss < run.best
+    _log(run, line)
+    if loss < run.best:
+        run.best = loss
+        if run.fabric.is_global_zero:
+            run.save_best(run.average, {"step": run.step, **line})
+
+
+def _log(run: Trainer, line: dict[str, Any]) -> None:
+    """Appends one line to the log and tells the progress display."""
+    line = {"step": run.step, **line}
+    if run.fabric.is_global_zero:
+        with open(run.directory / "log.jsonl", "ab") as file:
+            file.write((json.dumps(line) + "\n").encode())
+            run.log_bytes = file.tell()
+    run.report(run.step, line)
+
+
+def _stop(run: Trainer, batch: Batch) -> None:
+    """Names and saves the conformations whose forces are not finite (or, if none is to blame alone, all of them)."""
+    prediction = run.potential(batch)
+    finite = torch.isfinite(prediction.forces).all(dim=1) & torch.isfinite(batch.positions).all(dim=1)
+    bad = torch.zeros(len(batch), device=finite.device).index_add(0, batch.molecule, (~finite).float()) > 0
+    guilty = batch.take(bad if bool(bad.any()) else torch.ones_like(bad))
+    names = [run.loader.sources[s].name for s in guilty.source.tolist()]
+    samples = [f"{name} #{index}" for name, index in zip(names, guilty.index.tolist(), strict=True)]
+    path = run.directory / f"nonfinite-step-{run.step}.xyz"
+    _write_frames(path, guilty, samples)
+    shown = ", ".join(samples[:8]) + (f" and {len(samples) - 8} more" if len(samples) > 8 else "")
+    raise InputError(f"step {run.step}: the loss is not finite; conformations: {shown}; saved to {path}; check them (forcewell data check) or lower optimiser.learning_rate")
+
+
+def _write_frames(path: Path, batch: Batch, samples: Sequence[str]) -> None:
+    import ase
+    import ase.io
+
+    positions, numbers = batch.positions.detach().cpu().double().numpy(), batch.numbers.cpu().numpy()
+    offsets = batch.offsets.tolist()
+    frames = [
+        ase.Atoms(numbers[offsets[m] : offsets[m + 1]], positions[offsets[m] : offsets[m + 1]], info={"sample": sample, "role": int(batch.role[m])})
+        for m, sample in enumerate(samples)
+    ]
+    ase.io.write(path, frames, format="extxyz")

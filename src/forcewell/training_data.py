@@ -1,0 +1,168 @@
+"""From a run's configuration to its training and validation sources and its objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from forcewell import bonds, split
+from forcewell.config import DataConfig, RunConfig
+from forcewell.display import say
+from forcewell.errors import InputError, nearest
+from forcewell.importing import import_source
+from forcewell.loader import Source
+from forcewell.objectives import PRESETS, Objective, build
+from forcewell.store import Dataset, MemoryData, Store, open_data
+
+# Data shipped in the package: name -> (source, files, whether it is a benchmark molecule's own trajectory).
+BUNDLED = {
+    "qm9": ("qm9", ("qm9_minima_4002.npz",), False),
+    "qm7x": ("qm7x", ("qm7x_hand.npz",), False),
+    "s66x8": ("s66x8", ("s66x8.npz",), False),
+    "ethanol": ("rmd17", ("rmd17_ethanol_train_01.npz",), True),
+    "ethanol-test": ("rmd17", ("rmd17_ethanol_test_01.npz",), True),
+}
+
+
+def bundled(name: str, folder: Path) -> Path:
+    """The store of a bundled data set in ``folder``, imported there the first time.
+
+    The four benchmark molecules are left out, except where the data set is one's own trajectory.
+    """
+    if name not in BUNDLED:
+        raise InputError(f"there is no bundled data set {name!r}{nearest(name, BUNDLED)} (known: {', '.join(BUNDLED)})")
+    source, files, benchmark = BUNDLED[name]
+    store = folder / f"{name}.fw"
+    if not ((store / "manifest.json").is_file() and Store(store).complete):
+        with resources.as_file(resources.files("forcewell.bundled")) as place:
+            import_source(source, [place / file for file in files], store, exclude="none" if benchmark else "benchmark")
+    return store
+
+
+def open_source(path: str, folder: Path) -> Dataset:
+    """A data set by path, or ``bundled:NAME``."""
+    return open_data(bundled(path.removeprefix("bundled:"), folder) if path.startswith("bundled:") else path)
+
+
+def gather(config: RunConfig, folder: Path, exclude: str, quiet: bool = False) -> tuple[tuple[Objective, ...], list[Source], list[Source], list[str]]:
+    """Objectives, training sources, validation sources and levels of theory of a run.
+
+    exclude "benchmark" leaves the four benchmark molecules out of every source. Raises InputError for data that
+    cannot be used with the objectives.
+    """
+    datasets = [_open(entry, folder, config.level) for entry in config.data]
+    names = [Path(entry.path.removeprefix("bundled:")).stem for entry in config.data]
+    objectives = build(config.objectives, _restrictions(config))
+    levels: list[str] = []
+    for dataset in datasets:
+        levels += [level for level in dataset.levels if level not in levels]
+    training, validation = [], []
+    for number, (entry, name, dataset) in enumerate(zip(config.data, names, datasets, strict=True)):
+        rows = _usable(dataset, entry, name, exclude, quiet)
+        held, kept = _hold_out(config, dataset, rows)
+        copies = _copies(dataset, objectives, number)
+        _serves(dataset, kept, objectives, number, name)
+        order = np.array([levels.index(level) for level in dataset.levels], dtype=np.int64)
+        training.append(Source(name, dataset, kept, entry.weight, copies, order))
+        if len(held):
+            validation.append(Source(name, dataset, held, entry.weight, copies, order))
+        if not quiet:
+            say(f"{name}: {len(kept)} conformations to train on, {len(held)} to validate on; {', '.join(dataset.levels)}")
+    if config.validation.path is not None:
+        validation = [_own_validation(config, folder, levels, objectives)]
+    if not validation:
+        raise InputError("no conformations to validate on; raise validation.fraction or give validation.path")
+    return objectives, training, validation, levels
+
+
+def _open(entry: DataConfig, folder: Path, level: str | None) -> Dataset:
+    dataset = open_source(entry.path, folder)
+    given = entry.level or level
+    if given is None:
+        return dataset
+    if len(dataset) and len(dataset.levels) > 1:
+        raise InputError(f"{entry.path} holds several levels of theory ({', '.join(dataset.levels)}); leave 'level' out")
+    block = dataset.block(np.arange(len(dataset)))
+    block.level = given
+    return MemoryData([block], name=entry.path)
+
+
+def _restrictions(config: RunConfig) -> dict[str, list[int]] | None:
+    """For each objective, the sources it is limited to; None where no source limits anything."""
+    if all(entry.objectives is None for entry in config.data):
+        return None
+    names = list(PRESETS.get(config.objectives, {}) if isinstance(config.objectives, str) else config.objectives)
+    for entry in config.data:
+        for wanted in entry.objectives or []:
+            if wanted not in names:
+                raise InputError(f"{entry.path}: the run has no objective {wanted!r}{nearest(wanted, names)} (it has: {', '.join(names)})")
+    return {name: [n for n, entry in enumerate(config.data) if entry.objectives is None or name in entry.objectives] for name in names}
+
+
+def _usable(dataset: Dataset, entry: DataConfig, name: str, exclude: str, quiet: bool) -> np.ndarray:
+    rows = np.arange(len(dataset))
+    if exclude == "benchmark":
+        barred = _benchmark_rows(dataset)
+        if barred.any() and not quiet:
+            say(f"{name}: {int(barred.sum())} conformations of benchmark molecules left out")
+        rows = rows[~barred]
+    if entry.maximum is not None:
+        rows = rows[: entry.maximum]
+    if len(rows) == 0:
+        raise InputError(f"{entry.path}: no conformations are left to train on; benchmark molecules are left out of pre-training")
+    return rows
+
+
+def _benchmark_rows(dataset: Dataset) -> np.ndarray:
+    """(len(dataset),) True for conformations of a benchmark molecule, judged by each molecule's first one."""
+    _, first, inverse = np.unique(dataset.molecule_codes(), return_index=True, return_inverse=True)
+    names = bonds.resolve("benchmark")
+    found = [bonds.excluded(dataset.block(rows), names) for rows in np.array_split(first, len(first) // 4096 + 1)]
+    return np.concatenate(found)[inverse]
+
+
+def _hold_out(config: RunConfig, dataset: Dataset, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Validation rows (at most ``maximum`` of them used) and training rows, disjoint."""
+    settings = config.validation
+    if settings.path is not None:
+        return rows[:0], rows
+    fractions = {"train": 1 - settings.fraction, "validation": settings.fraction}
+    if settings.by == "time":
+        parts = split.by_time_block(dataset, fractions, blocks=max(10, round(2 / settings.fraction)), seed=config.seed).parts
+    else:
+        parts = {"molecule": split.by_molecule, "random": split.random}[settings.by](dataset, fractions, config.seed).parts
+    held, kept = np.intersect1d(parts["validation"], rows), np.intersect1d(parts["train"], rows)
+    if len(held) > settings.maximum:
+        held = held[np.linspace(0, len(held) - 1, settings.maximum).astype(int)]
+    return held, kept
+
+
+def _own_validation(config: RunConfig, folder: Path, levels: list[str], objectives: Sequence[Objective]) -> Source:
+    assert config.validation.path is not None
+    dataset = open_source(config.validation.path, folder)
+    levels += [level for level in dataset.levels if level not in levels]
+    rows = np.arange(len(dataset))
+    if len(rows) > config.validation.maximum:
+        rows = np.linspace(0, len(rows) - 1, config.validation.maximum).astype(np.int64)
+    order = np.array([levels.index(level) for level in dataset.levels], dtype=np.int64)
+    return Source("validation", dataset, rows, 1.0, _copies(dataset, objectives, -1), order)
+
+
+def _copies(dataset: Dataset, objectives: Sequence[Objective], number: int) -> np.ndarray:
+    """(len(dataset),) copies that the objectives append to each conformation: they count against max_atoms."""
+    count = sum(objective.copies for objective in objectives if objective.sources is None or number in objective.sources)
+    if count == 0 or "equilibrium" not in dataset.fields:
+        return np.zeros(len(dataset), dtype=np.int64)
+    return count * (dataset.column("equilibrium") == 1).astype(np.int64)
+
+
+def _serves(dataset: Dataset, rows: np.ndarray, objectives: Sequence[Objective], number: int, name: str) -> None:
+    """Raises InputError where no objective of the run can learn anything from this source."""
+    applied = [objective.name for objective in objectives if objective.sources is None or number in objective.sources]
+    minima = "equilibrium" in dataset.fields and bool((dataset.column("equilibrium")[rows] == 1).any())
+    useful = ("forces" in applied and "forces" in dataset.fields) or (minima and any(kind != "forces" for kind in applied))
+    if not useful:
+        raise InputError(f"{name}: nothing to learn here with {', '.join(applied) or 'no objective'}: it has neither forces nor minima that they need")
