@@ -88,7 +88,7 @@ def test_benchmark_graphs_against_rdkit():
 
 
 def test_importing_a_benchmark_is_said_aloud(tmp_path):
-    with pytest.raises(InputError, match="nothing is left.*--exclude none"):
+    with pytest.raises(InputError, match=r"nothing is left.*--exclude none"):
         import_source("rmd17", [ETHANOL], tmp_path / "e.fw")
     assert not (tmp_path / "e.fw").exists()
     assert import_source("rmd17", [ETHANOL], tmp_path / "e.fw", exclude="none").kept == 1000

@@ -11,7 +11,7 @@ from analytic import ETHANOL, WATER, MorseNetwork
 
 import forcewell.integrators as integrators
 from forcewell.batch import Batch
-from forcewell.calculator import calculator
+from forcewell.ase_calculator import calculator
 from forcewell.errors import InputError
 from forcewell.potential import Potential
 

@@ -1,6 +1,7 @@
 """The check: unaltered data pass, and every planted mistake is named."""
 
 import json
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from forcewell.check import check, check_path, kabsch
+from forcewell.errors import InputError
 from forcewell.sources import SOURCES
 from forcewell.store import MemoryData
 from forcewell.system import Block
@@ -26,7 +28,7 @@ def verdict(block: Block) -> list[str]:
     return [str(finding) for finding in check(MemoryData([block])).findings if finding.severity == "error"]
 
 
-@pytest.mark.parametrize("file", sorted(BUNDLED.glob("*.npz")) + [DATA / "acac_300K_100.xyz"], ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [*sorted(BUNDLED.glob("*.npz")), DATA / "acac_300K_100.xyz"], ids=lambda file: file.stem)
 def test_unaltered_files_pass(file):
     report = check_path(file)
     assert report.ok and not any(finding.severity == "warning" for finding in report.findings), [str(item) for item in report.findings]
@@ -54,8 +56,6 @@ def test_unaltered_files_pass(file):
 def test_sign_and_unit(ethanol, field, factor, said):
     ethanol.arrays[field] = ethanol.arrays[field] * factor
     errors = " | ".join(verdict(ethanol))
-    import re
-
     assert re.search(said, errors), errors
 
 
@@ -110,8 +110,11 @@ def test_nan_and_overlap_are_findings(ethanol, tmp_path):
     ethanol.arrays["positions"][9 * 40 + 1] = ethanol.arrays["positions"][9 * 40]
     errors = verdict(ethanol)
     assert len(errors) == 1 and "conformation 40" in errors[0] and "on top of each other" in errors[0]
-    report = check_path(tmp_path / "missing.npz")
-    assert not report.ok and "does not exist" in report.findings[0].what
+    (tmp_path / "broken.npz").write_bytes(b"PK")
+    report = check_path(tmp_path / "broken.npz")
+    assert not report.ok and "broken.npz" in report.findings[0].what
+    with pytest.raises(InputError, match="does not exist"):
+        check_path(tmp_path / "missing.npz")
 
 
 def test_alignment_undoes_a_rotation():

@@ -16,7 +16,7 @@ from ase.md.verlet import VelocityVerlet
 
 import forcewell.integrators as integrators
 from forcewell.batch import Batch
-from forcewell.calculator import calculator
+from forcewell.ase_calculator import calculator
 from forcewell.evaluate.conservation import conservation
 from forcewell.units import ACCELERATION, BOLTZMANN, thermal_energy
 
@@ -157,17 +157,18 @@ def test_kinetic_energy_is_canonical(ensemble: str) -> None:
     samples = []
     for step in range(2000):
         if ensemble == "langevin":
-            integrators.langevin_step(state, potential, 0.4, temperature, 0.02)
+            integrators.langevin_step(state, potential, 0.25, temperature, 0.05)
         else:
-            integrators.nose_hoover_step(state, potential, 0.4, temperature, 20.0)
+            integrators.nose_hoover_step(state, potential, 0.25, temperature, 20.0)
         if step >= 500 and step % 50 == 0:
             samples.append(integrators.kinetic_energy(state).numpy() / thermal_energy(temperature))
     kinetic = np.stack(samples)
     for name, part, freedom in (("water", kinetic[:, :copies], 6), ("ethanol", kinetic[:, copies:], 24)):
         mean, variance = part.mean() / (freedom / 2), part.var() / (freedom / 2)
         print(ensemble, name, "mean", mean, "variance", variance, "of the canonical")
-        assert abs(mean - 1) < 0.03
-        assert abs(variance - 1) < 0.12
+        # Standard error of the mean 0.01 to 0.02; counting 3n degrees of freedom would be off by 0.13 (ethanol) and 0.5.
+        assert abs(mean - 1) < 0.04
+        assert abs(variance - 1) < 0.15
 
 
 def test_langevin_samples_the_harmonic_potential_energy() -> None:

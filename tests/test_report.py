@@ -168,12 +168,12 @@ def test_run_report_draws_what_the_log_says(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no log\.jsonl"):
         run_report(run)
     records: list[dict[str, Any]] = [{"kind": "validation", "step": 0, "force_mae": 700.0}]
-    records += [{"kind": "train", "step": s, "loss": 1.0 / s, "terms": {"force": 0.5 / s}} for s in range(1, 1201)]
+    records += [{"kind": "train", "step": s, "seconds": 0.1 * s, "loss": 1.0 / s, "terms": {"force": 0.5 / s}} for s in range(1, 1201)]
     records += [{"kind": "validation", "step": 1200, "force_mae": 70.0}]
     log = "".join(json.dumps(record) + "\n" for record in records)
     (run / "log.jsonl").write_text(log + '{"kind": "train", "st')  # killed while writing
     (run / "config.yaml").write_text("encoder: {name: schnet, cutoff: 5.0}\nseed: 3\n")
-    run_report(run)
+    assert run_report(run) == run / "report.html"
     stored = json.loads((run / "report.json").read_text(encoding="utf-8"))
     assert stored["settings"] == {"encoder.name": "schnet", "encoder.cutoff": 5.0, "seed": 3}
     charts = {chart["title"]: chart["lines"] for chart in stored["charts"]}

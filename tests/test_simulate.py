@@ -137,7 +137,7 @@ def test_observables_and_trajectory(tmp_path: Path) -> None:
     assert len(frames) == len(seen["time"]) == 11
     potential = MorseNetwork()
     for frame, energy in zip(frames, seen["potential"][:, 0], strict=True):
-        from forcewell.calculator import calculator
+        from forcewell.ase_calculator import calculator
 
         assert frame.get_potential_energy() == pytest.approx(energy, abs=1e-7)
         stored = frame.get_forces()

@@ -158,7 +158,7 @@ def test_damaged_xyz(tmp_path, text, message):
 def test_damaged_npz(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, z=np.array([{"a": 1}], dtype=object), pos=np.zeros((1, 1, 3)))
-    with pytest.raises(InputError, match="'z'.*pickled"):
+    with pytest.raises(InputError, match=r"'z'.*pickled"):
         open_data(path)
     path.write_bytes(ETHANOL.read_bytes()[:5000])
     with pytest.raises(InputError, match="not a whole"):

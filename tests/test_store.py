@@ -182,7 +182,7 @@ def test_full_disk_leaves_the_store_as_it_was(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))  # larger files fail with EFBIG, as on a full disk
     try:
-        with pytest.raises(OSError) as caught:
+        with pytest.raises(OSError, match="File too large") as caught:
             writer.append(block.take(np.arange(100, 2000)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -11,6 +11,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,12 @@ class Report:
 
 
 def check_path(path: str | os.PathLike[str], **options: Any) -> Report:
-    """``check`` of a store or file; what keeps it from being opened is a finding, too, not an exception."""
+    """``check`` of a store or file; damage that keeps it from being opened is a finding, too.
+
+    Raises InputError where there is nothing at ``path``.
+    """
+    if not Path(path).exists():
+        raise InputError(f"{path} does not exist; give a store, an extended XYZ file or an .npz file")
     try:
         return check(open_data(path, **options), where=str(path))
     except InputError as error:

@@ -25,7 +25,7 @@ UNITS = {"energy": "eV", "length": "Å", "forces": "eV/Å", "time": "fs", "mass"
 _HASHES = "geometry_hashes"
 
 
-def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of a JSON text and of every tensor's name, dtype, shape and bytes."""
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
@@ -44,7 +44,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mappin
 
     contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(description, sort_keys=True)
-    data = save(contiguous, metadata={"forcewell": text, "sha256": _digest(text, contiguous)})
+    data = save(contiguous, metadata={"forcewell": text, "sha256": digest(text, contiguous)})
     write_bytes(path, data)
 
 
@@ -81,7 +81,7 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
         raise InputError(f"{path} is not a readable {kind}: expected an intact safetensors file ({str(error).splitlines()[0]})") from None
     if "forcewell" not in metadata or "sha256" not in metadata:
         raise InputError(f"{path} is a safetensors file, but not a {kind} written by forcewell")
-    if _digest(metadata["forcewell"], tensors) != metadata["sha256"]:
+    if digest(metadata["forcewell"], tensors) != metadata["sha256"]:
         raise InputError(f"{path} is damaged: its SHA-256 does not match its contents; restore it from a copy")
     return tensors, json.loads(metadata["forcewell"])
 

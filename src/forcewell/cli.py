@@ -11,13 +11,20 @@ from cyclopts import App, CycloptsError, Parameter
 from forcewell import __version__, data_commands
 from forcewell.display import say
 from forcewell.errors import InputError
+from forcewell.process import keep_memory
 from forcewell.simulate_command import simulate
 
-app = App(name="forcewell", version=__version__, help="Force-centric pre-training, fine-tuning, simulation and evaluation of models of 3D molecules.")
+app = App(
+    name="forcewell",
+    version=__version__,
+    help="Force-centric pre-training, fine-tuning, simulation and evaluation of models of 3D molecules.",
+)
 app.command(data_commands.app)
 app.command(simulate)
 
-Changes = Annotated[list[str] | None, Parameter(name="--set", negative=(), help="Change a setting, e.g. --set training.steps=1000; repeatable.")]
+Changes = Annotated[
+    list[str] | None, Parameter(name="--set", negative=(), help="Change a setting, e.g. --set training.steps=1000; repeatable.")
+]
 Resume = Annotated[bool, Parameter(negative=(), help="Continue a run that was stopped or killed.")]
 
 
@@ -119,6 +126,7 @@ def report(run: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs one command and exits: 0 on success, 2 on a mistake of the user's, 130 when interrupted."""
+    keep_memory()
     try:
         app(arguments, exit_on_error=False, print_error=False, help_on_error=False, result_action="return_none")
     except InputError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import types
 import typing
 from importlib import resources
@@ -23,12 +24,12 @@ class EncoderConfig(_Section):
     """Defaults are the published 6.86 M-parameter Equivariant Transformer."""
 
     name: str = "equivariant-transformer"
-    channels: int = Field(256, gt=0)
-    layers: int = Field(8, gt=0)
-    heads: int = Field(8, gt=0)
-    radial: int = Field(64, gt=0)
-    cutoff: float = Field(5.0, gt=0)
-    elements: int = Field(100, gt=1, le=119)
+    channels: int = Field(default=256, gt=0)
+    layers: int = Field(default=8, gt=0)
+    heads: int = Field(default=8, gt=0)
+    radial: int = Field(default=64, gt=0)
+    cutoff: float = Field(default=5.0, gt=0)
+    elements: int = Field(default=100, gt=1, le=119)
     smooth_cutoff: bool = True
     trainable_radial: bool = False
 
@@ -43,58 +44,58 @@ class DataConfig(_Section):
     """One source of training data. ``path``: a store, extended XYZ or MD17-style .npz, or ``bundled:NAME``."""
 
     path: str
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0)
     objectives: list[str] | None = None  # None: all that its labels allow
     level: str | None = None  # overrides the file's level of theory, where the file does not say
-    maximum: int | None = Field(None, gt=0)  # only the first so many conformations
+    maximum: int | None = Field(default=None, gt=0)  # only the first so many conformations
 
 
 class ValidationConfig(_Section):
     """What is held out of each source, or data of its own."""
 
     path: str | None = None
-    fraction: float = Field(0.05, gt=0, lt=1)
+    fraction: float = Field(default=0.05, gt=0, lt=1)
     by: Literal["molecule", "time", "random"] = "molecule"
-    maximum: int = Field(500, gt=0)  # conformations validated on, per source
+    maximum: int = Field(default=500, gt=0)  # conformations validated on, per source
 
 
 class OptimiserConfig(_Section):
     """AdamW. Defaults of ET-OREO section 3.5 where it gives them; clipping and averaging are ours."""
 
-    learning_rate: float = Field(1e-4, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    warmup_steps: int = Field(10_000, ge=0)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_steps: int = Field(default=10_000, ge=0)
     schedule: Literal["constant", "cosine", "plateau"] = "plateau"
-    plateau_factor: float = Field(0.8, gt=0, lt=1)
-    plateau_patience: int = Field(30, gt=0)
-    gradient_clip: float | None = Field(10.0, gt=0)  # on the norm of all gradients
-    average: float | None = Field(0.999, gt=0, lt=1)  # decay of the weights' moving average
+    plateau_factor: float = Field(default=0.8, gt=0, lt=1)
+    plateau_patience: int = Field(default=30, gt=0)
+    gradient_clip: float | None = Field(default=10.0, gt=0)  # on the norm of all gradients
+    average: float | None = Field(default=0.999, gt=0, lt=1)  # decay of the weights' moving average
 
 
 class TrainingConfig(_Section):
     """Length, batches and how often things happen, all in optimiser steps."""
 
-    steps: int = Field(468_750, gt=0)
-    batch_size: int = Field(32, gt=0)
-    max_atoms: int = Field(4096, gt=0)
-    validate_every: int = Field(500, gt=0)
-    log_every: int = Field(50, gt=0)
-    save_every: int = Field(500, gt=0)
+    steps: int = Field(default=468_750, gt=0)
+    batch_size: int = Field(default=32, gt=0)
+    max_atoms: int = Field(default=4096, gt=0)
+    validate_every: int = Field(default=500, gt=0)
+    log_every: int = Field(default=50, gt=0)
+    save_every: int = Field(default=500, gt=0)
 
 
 class HardwareConfig(_Section):
     """Where a run takes place; several devices or nodes need no other change (Lightning Fabric)."""
 
     accelerator: str = "auto"
-    devices: int = Field(1, gt=0)
-    nodes: int = Field(1, gt=0)
+    devices: int = Field(default=1, gt=0)
+    nodes: int = Field(default=1, gt=0)
     precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
 
 
 class RunConfig(_Section):
     """A pre-training or fine-tuning run."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     model: ModelConfig = ModelConfig()
     objectives: str | dict[str, dict[str, Any] | None] = "et-oreo"
     data: list[DataConfig] = Field(min_length=1)
@@ -109,7 +110,9 @@ class RunConfig(_Section):
 
 def recipes() -> list[str]:
     """Names of the recipes in the package."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in resources.files("forcewell.recipes").iterdir() if entry.name.endswith(".yaml"))
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in resources.files("forcewell.recipes").iterdir() if entry.name.endswith(".yaml")
+    )
 
 
 def load_config(name: str, changes: list[str] | None = None) -> RunConfig:
@@ -167,7 +170,7 @@ def _apply(tree: dict[str, Any], change: str) -> None:
         raise InputError(f"--set {change}: the value is not plain YAML") from None
     place: Any = tree
     parts = key.split(".")
-    for part, following in zip(parts[:-1], parts[1:], strict=True):
+    for part, following in itertools.pairwise(parts):
         if isinstance(place, list):
             if not part.isdigit() or int(part) >= len(place):
                 raise InputError(f"--set {key}: {part!r} is not an entry of a list of {len(place)}")
@@ -190,7 +193,9 @@ def _explain(error: ValidationError) -> str:
     first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(path, [known for known in _keys(RunConfig) if known.count(".") == _plain(path).count(".")], n=1, cutoff=0.4)
+        close = difflib.get_close_matches(
+            path, [known for known in _keys(RunConfig) if known.count(".") == _plain(path).count(".")], n=1, cutoff=0.4
+        )
         known = sorted(k.rsplit(".", 1)[-1] for k in _keys(RunConfig) if k.rpartition(".")[0] == _plain(path).rpartition(".")[0])
         return f"unknown key {path!r}" + (f"; did you mean {close[0]!r}?" if close else "") + f" (known here: {', '.join(known)})"
     if first["type"] == "missing":

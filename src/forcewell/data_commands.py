@@ -113,7 +113,7 @@ def info_command(store: Path) -> None:
 def check_command(*data: Path, json_file: Annotated[Path | None, Parameter(name="--json")] = None, option: tuple[str, ...] = ()) -> None:
     """Check stores or files: sign and units of forces and energies, minima, overlaps, duplicates, net forces.
 
-    Exits with 1 where an error is found.
+    Exits with 2 where an error is found.
 
     Example: forcewell data check qm9.fw rmd17_ethanol.npz --json findings.json
 
@@ -139,8 +139,10 @@ def check_command(*data: Path, json_file: Annotated[Path | None, Parameter(name=
         temporary = json_file.with_name(json_file.name + ".tmp")
         temporary.write_text(json.dumps({path: report.as_json() for path, report in reports.items()}, indent=1), encoding="utf-8")
         os.replace(temporary, json_file)
-    if not all(report.ok for report in reports.values()):
-        raise SystemExit(1)
+    failed = {path: report.findings[0].what for path, report in reports.items() if not report.ok}
+    if failed:
+        path, what = next(iter(failed.items()))
+        raise InputError(f"{len(failed)} of {len(reports)} not fit for training; {path}: {what}")
 
 
 @app.command(name="split")

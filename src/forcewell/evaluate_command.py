@@ -34,7 +34,13 @@ def evaluate_file(model: Path, data: Path, out: Path | None, level: str | None, 
 
 def _print(result: dict[str, object]) -> None:
     say(f"{result['n_conformations']} conformations, {result['n_atoms']} atoms; level of theory: {result['level'] or 'not stated'}")
-    for name, unit in (("force_mae", "meV/Å"), ("force_rmse", "meV/Å"), ("force_cosine", ""), ("energy_mae", "meV"), ("energy_rmse", "meV")):
+    for name, unit in (
+        ("force_mae", "meV/Å"),
+        ("force_rmse", "meV/Å"),
+        ("force_cosine", ""),
+        ("energy_mae", "meV"),
+        ("energy_rmse", "meV"),
+    ):
         value = result.get(name)
         say(f"  {name:13s} " + (f"{value:10.3f} {unit}" if isinstance(value, float) else "  no labels to compare with"))
     if result.get("energy_shift"):

@@ -33,7 +33,9 @@ def compare(path: Path) -> dict[str, float]:
     systems = sorted({name.split("/")[0] for name in arrays if name.endswith("/pos")})
     errors: dict[str, float] = {}
     for system in systems:
-        mine = _outputs(potential, scale, shift, {name.split("/", 1)[1]: value for name, value in arrays.items() if name.startswith(f"{system}/")})
+        mine = _outputs(
+            potential, scale, shift, {name.split("/", 1)[1]: value for name, value in arrays.items() if name.startswith(f"{system}/")}
+        )
         for name in COMPARED:
             if f"{system}/{name}" not in arrays:
                 continue

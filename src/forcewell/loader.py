@@ -57,18 +57,23 @@ class Loader:
     def __post_init__(self) -> None:
         if not self.used:
             self.used = [0] * len(self.sources)
+        if self.batch_size < self.world:
+            raise InputError(f"training.batch_size ({self.batch_size}) is smaller than the number of processes ({self.world})")
         for source in self.sources:
             if len(source.rows) == 0:
                 raise InputError(f"{source.name}: no conformations to train on")
             cost = source.data.counts[source.rows] * (1 + source.copies[source.rows])
             if int(cost.max()) > self.max_atoms:
                 worst = int(source.rows[np.argmax(cost)])
-                raise InputError(f"{source.name}: conformation {worst} takes {int(cost.max())} atoms (copies counted), more than max_atoms = {self.max_atoms}; raise max_atoms")
+                raise InputError(
+                    f"{source.name}: conformation {worst} takes {int(cost.max())} atoms (copies counted), "
+                    f"more than max_atoms = {self.max_atoms}; raise max_atoms"
+                )
 
     def next(self) -> Batch:
-        """The next batch, this process's share of it (possibly empty)."""
+        """The next batch, this process's share of it (never empty: every process takes part in every step)."""
         chosen, rows, cost = self._candidates()
-        size = max(1, int(np.searchsorted(np.cumsum(cost), self.max_atoms, side="right")))
+        size = max(self.world, int(np.searchsorted(np.cumsum(cost), self.max_atoms, side="right")))
         chosen, rows = chosen[:size], rows[:size]
         self.drawn += size
         for s, count in zip(*np.unique(chosen, return_counts=True), strict=True):
@@ -112,7 +117,7 @@ class Loader:
 
     def _batch(self, chosen: np.ndarray, rows: np.ndarray) -> Batch:
         parts = [batch_of(self.sources[s], s, rows[chosen == s], self.dtype) for s in range(len(self.sources)) if (chosen == s).any()]
-        return concatenate(parts) if parts else batch_of(self.sources[0], 0, rows[:0], self.dtype)
+        return concatenate(parts)
 
 
 def batch_of(source: Source, number: int, rows: np.ndarray, dtype: torch.dtype) -> Batch:

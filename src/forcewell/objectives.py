@@ -45,7 +45,10 @@ class Noise:
         key = [self.seed, zlib.crc32(objective.encode())]
         rows = zip(batch.counts.tolist(), batch.source.tolist(), batch.index.tolist(), strict=True)
         # Philox advances the first word of its counter, so the sample's name goes into the other three.
-        parts = [np.random.Generator(np.random.Philox(key=key, counter=[0, self.step, source, index])).standard_normal((count, 3)) for count, source, index in rows]
+        parts = [
+            np.random.Generator(np.random.Philox(key=key, counter=[0, self.step, source, index])).standard_normal((count, 3))
+            for count, source, index in rows
+        ]
         noise = np.concatenate(parts) if parts else np.zeros((0, 3))
         return torch.from_numpy(noise).to(batch.positions)
 
@@ -153,7 +156,9 @@ class ForceDenoising:
         )
         condition = torch.full_like(copy.condition, DENOISING) if self.conditioned else copy.condition
         role = torch.full_like(copy.role, DENOISING)
-        return concatenate([batch, dataclasses.replace(copy, positions=copy.positions - epsilon, role=role, condition=condition, targets=targets)])
+        return concatenate(
+            [batch, dataclasses.replace(copy, positions=copy.positions - epsilon, role=role, condition=condition, targets=targets)]
+        )
 
     def loss(self, prediction: Prediction, batch: Batch) -> Term:
         """Over the atoms of the copies."""
@@ -197,7 +202,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def build(description: str | Mapping[str, Mapping[str, Any] | None], sources: Mapping[str, Sequence[int]] | None = None) -> tuple[Objective, ...]:
+def build(
+    description: str | Mapping[str, Mapping[str, Any] | None], sources: Mapping[str, Sequence[int]] | None = None
+) -> tuple[Objective, ...]:
     """Objectives from a preset's name or from {name: settings}; ``sources`` restricts an objective to some sources.
 
     Raises InputError for an unknown preset, objective or setting.

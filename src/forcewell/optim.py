@@ -7,7 +7,7 @@ from math import cos, pi
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 @dataclass(slots=True)
@@ -60,5 +60,5 @@ def update_average(average: nn.Module, model: nn.Module, decay: float, step: int
     still weigh 5 % after 3,000 steps.
     """
     decay = min(decay, (1 + step) / (10 + step))
-    ours: list[Tensor] = list(average.parameters())
-    torch._foreach_lerp_(ours, [p.detach() for p in model.parameters()], 1 - decay)
+    for ours, theirs in zip(average.parameters(), model.parameters(), strict=True):
+        ours.lerp_(theirs, 1 - decay)

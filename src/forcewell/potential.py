@@ -75,7 +75,9 @@ class Potential(nn.Module):
         """Device of the parameters."""
         return next(self.parameters()).device
 
-    def forward(self, batch: Batch, *, forces: bool = True, stress: bool = False, noise: bool = False, create_graph: bool = False) -> Prediction:
+    def forward(
+        self, batch: Batch, *, forces: bool = True, stress: bool = False, noise: bool = False, create_graph: bool = False
+    ) -> Prediction:
         """Energy, and on request forces, stress and the noise head's output.
 
         create_graph keeps the forces differentiable (training); the input batch is never changed. An objective
@@ -104,10 +106,14 @@ class Potential(nn.Module):
                 self._differentiate(prediction, positions if forces else None, strain, batch, create_graph)
         return prediction
 
-    def _differentiate(self, prediction: Prediction, positions: Tensor | None, strain: Tensor | None, batch: Batch, create_graph: bool) -> None:
+    def _differentiate(
+        self, prediction: Prediction, positions: Tensor | None, strain: Tensor | None, batch: Batch, create_graph: bool
+    ) -> None:
         variables = [variable for variable in (positions, strain) if variable is not None]
         keep = create_graph or prediction.noise is not None
-        gradients = torch.autograd.grad(prediction.energy.sum(), variables, create_graph=create_graph, retain_graph=keep, materialize_grads=True)
+        gradients = torch.autograd.grad(
+            prediction.energy.sum(), variables, create_graph=create_graph, retain_graph=keep, materialize_grads=True
+        )
         if not create_graph:
             prediction.energy = prediction.energy.detach()
         if positions is not None:
@@ -135,7 +141,8 @@ class Potential(nn.Module):
         if level is None:
             return max(len(self.levels) - 1, 0)
         if level not in self.levels:
-            raise InputError(f"the model does not know the level of theory {level!r}{nearest(level, self.levels)} (known: {', '.join(self.levels) or 'none'})")
+            known = ", ".join(self.levels) or "none"
+            raise InputError(f"the model does not know the level of theory {level!r}{nearest(level, self.levels)} (known: {known})")
         return self.levels.index(level)
 
     def check_elements(self, numbers: np.ndarray | Tensor) -> None:
@@ -144,7 +151,9 @@ class Potential(nn.Module):
         if self.elements and unseen:
             raise InputError(f"the model never saw {_symbols(unseen)}; it was trained on {_symbols(self.elements)}")
 
-    def predict(self, systems: Sequence[ase.Atoms | System], level: str | None = None, *, stress: bool = False, batch_atoms: int = 4096) -> dict[str, Any]:
+    def predict(
+        self, systems: Sequence[ase.Atoms | System], level: str | None = None, *, stress: bool = False, batch_atoms: int = 4096
+    ) -> dict[str, Any]:
         """Energies and forces of molecules, in batches of at most ``batch_atoms`` atoms.
 
         Returns ``{"energy": (M,) eV float64, "forces": [(n, 3) eV/Å, ...]}`` and ``"stress": (M, 3, 3)`` on request.

@@ -24,7 +24,8 @@ class Correction:
 
     def __str__(self) -> str:
         known = f"{self.rank} of {len(self.elements)} element energies are fixed by the data"
-        return f"reference energies of {self.level}: {known}; mean |E error| {self.before:.4g} eV before, {self.after:.4g} eV after ({self.conformations} conformations)"
+        change = f"mean |E error| {self.before:.4g} eV before, {self.after:.4g} eV after ({self.conformations} conformations)"
+        return f"reference energies of {self.level}: {known}; {change}"
 
 
 def minimum_norm(block: Block, energies: np.ndarray) -> tuple[np.ndarray, int]:

@@ -12,8 +12,8 @@ from typing import Any
 from forcewell.errors import InputError
 
 
-def write_report(results: Mapping[str, Any], directory: Path) -> None:
-    """Write ``report.json`` and ``report.html`` into ``directory``, made where it is missing.
+def write_report(results: Mapping[str, Any], directory: Path) -> Path:
+    """Write ``report.json`` and ``report.html`` into ``directory``, made where it is missing; the page's path.
 
     ``results`` needs "title"; a section whose key is absent is left out of the page. Energies are in meV, forces in meV/Å (parity: eV/Å),
     times in ps; docs/report.md lists every key. NaN and infinities become null. Raises InputError without a title.
@@ -29,10 +29,11 @@ def write_report(results: Mapping[str, Any], directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     _replace(directory / "report.json", json.dumps(plain, sort_keys=True, allow_nan=False, ensure_ascii=False, indent=1) + "\n")
     _replace(directory / "report.html", text)
+    return directory / "report.html"
 
 
-def run_report(run: Path) -> None:
-    """Write the report of a training run's folder, from its ``config.yaml`` and ``log.jsonl``, into that folder.
+def run_report(run: Path) -> Path:
+    """Write the report of a training run's folder, from its ``config.yaml`` and ``log.jsonl``, into that folder; the page's path.
 
     Raises InputError where there is no log to report on or a line of it cannot be read.
     """
@@ -55,7 +56,7 @@ def run_report(run: Path) -> None:
     last = max((record["step"] for record in records if _is_number(record.get("step"))), default=None)
     if last is not None:
         results["summary"] = [f"The log reaches step {last:,}."]
-    write_report(results, run)
+    return write_report(results, run)
 
 
 def plain_values(value: Any) -> Any:
@@ -113,7 +114,7 @@ def _charts(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if not _is_number(step):
             continue
         for name, value in flatten(record).items():
-            if name not in ("kind", "step") and _is_number(value):
+            if name not in ("kind", "step", "seconds") and _is_number(value):
                 x, y = curves.setdefault(name, {}).setdefault(kind, ([], []))
                 x.append(step)
                 y.append(value)

@@ -47,7 +47,9 @@ def pretrain(config: RunConfig, out: Path, resume: bool = False) -> Path:
     fabric = _fabric(config)
     _claim(config, out, resume, fabric)
     _unpack(config, out, fabric)
-    objectives, training, validation, levels = gather(config, out / "data", exclude=config.exclude or "benchmark", quiet=not fabric.is_global_zero)
+    objectives, training, validation, levels = gather(
+        config, out / "data", exclude=config.exclude or "benchmark", quiet=not fabric.is_global_zero
+    )
     encoder = config.model.encoder.model_dump()
     encoder["conditions"] = int(any(getattr(objective, "conditioned", False) for objective in objectives))
     with torch.random.fork_rng(devices=[]):
@@ -66,7 +68,9 @@ def finetune(config: RunConfig, model: Path, out: Path, resume: bool = False) ->
     parent, description = load_model(model)
     _claim(config, out, resume, fabric)
     _unpack(config, out, fabric)
-    objectives, training, validation, levels = gather(config, out / "data", exclude=config.exclude or "none", quiet=not fabric.is_global_zero)
+    objectives, training, validation, levels = gather(
+        config, out / "data", exclude=config.exclude or "none", quiet=not fabric.is_global_zero
+    )
     if not config.new_elements:
         try:
             parent.check_elements(np.array(_elements([*training, *validation])))
@@ -77,11 +81,16 @@ def finetune(config: RunConfig, model: Path, out: Path, resume: bool = False) ->
         _tell_overlap(training, model)
         for source in training:
             _correct(potential, source)
-    ancestry = [*description.get("ancestry", []), {"model": str(model), "data": description.get("data", []), "training": description.get("training", {})}]
+    ancestry = [
+        *description.get("ancestry", []),
+        {"model": str(model), "data": description.get("data", []), "training": description.get("training", {})},
+    ]
     return _run(config, out, resume, fabric, Parts(potential, training, validation, objectives, ancestry))
 
 
-def _adopt(parent: Potential, objectives: Sequence[Objective], sources: Sequence[Source], levels: Sequence[str], seed: int, quiet: bool) -> Potential:
+def _adopt(
+    parent: Potential, objectives: Sequence[Objective], sources: Sequence[Source], levels: Sequence[str], seed: int, quiet: bool
+) -> Potential:
     """The parent's network with this run's levels last, its elements added, and a report of its tensors."""
     config = {"encoder": dict(parent.config["encoder"]), "head": dict(parent.config["head"])}
     wanted = int(any(getattr(objective, "conditioned", False) for objective in objectives))
@@ -108,7 +117,9 @@ def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) 
     settings, optimiser = config.training, config.optimiser
     average = potential
     if optimiser.average is not None:
-        average = Potential(potential.config, levels=potential.levels, references=potential.references, elements=potential.elements).to(dtype)
+        average = Potential(potential.config, levels=potential.levels, references=potential.references, elements=potential.elements).to(
+            dtype
+        )
         average.load_state_dict(potential.state_dict())
         average.to(fabric.device)
     hashes = sketch(np.concatenate([_hashes(source) for source in parts.training])) if fabric.is_global_zero else None
@@ -121,13 +132,35 @@ def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) 
         parts.training, settings.batch_size, settings.max_atoms, config.seed, dtype, rank=fabric.global_rank, world=fabric.world_size
     )
     adamw = torch.optim.AdamW(potential.parameters(), lr=optimiser.learning_rate, weight_decay=optimiser.weight_decay)
-    rates = (optimiser.schedule, optimiser.learning_rate, optimiser.warmup_steps, settings.steps, optimiser.plateau_factor, optimiser.plateau_patience)
+    rates = (
+        optimiser.schedule,
+        optimiser.learning_rate,
+        optimiser.warmup_steps,
+        settings.steps,
+        optimiser.plateau_factor,
+        optimiser.plateau_patience,
+    )
     with TrainingDisplay(settings.steps, enabled=fabric.is_global_zero) as display:
         trainer = Trainer(
-            fabric, potential, average, adamw, parts.objectives, loader,
-            fixed_batches(parts.validation, settings.batch_size, settings.max_atoms, dtype), Schedule(*rates), out, config.seed, settings.steps,
-            settings.validate_every, settings.log_every, settings.save_every, optimiser.average, optimiser.gradient_clip, save_best, display.report,
-        )  # fmt: skip
+            fabric=fabric,
+            potential=potential,
+            average=average,
+            optimiser=adamw,
+            objectives=parts.objectives,
+            loader=loader,
+            validation=fixed_batches(parts.validation, settings.batch_size, settings.max_atoms, dtype),
+            schedule=Schedule(*rates),
+            directory=out,
+            seed=config.seed,
+            steps=settings.steps,
+            validate_every=settings.validate_every,
+            log_every=settings.log_every,
+            save_every=settings.save_every,
+            decay=optimiser.average,
+            clip=optimiser.gradient_clip,
+            save_best=save_best,
+            report=display.report,
+        )
         train(trainer, resume)
     if fabric.is_global_zero:
         best, description = load_model(out / MODEL)
@@ -187,7 +220,9 @@ def _claim(config: RunConfig, out: Path, resume: bool, fabric: Any) -> None:
             if file.read_text(encoding="utf-8") != text:
                 old, new = file.read_text(encoding="utf-8").splitlines(), text.splitlines()
                 line = next((b for a, b in zip(old, new, strict=False) if a != b), "its length")
-                raise InputError(f"{out} was started with other settings (now {line.strip()!r}); resume with the same ones, or use another --out")
+                raise InputError(
+                    f"{out} was started with other settings (now {line.strip()!r}); resume with the same ones, or use another --out"
+                )
             check_state(out)
         else:
             if file.exists():
@@ -221,4 +256,3 @@ def _tell_overlap(training: Sequence[Source], model: Path) -> None:
     for source in training:
         share = overlap(_hashes(source), known)
         say(f"{source.name}: {100 * share:.1f} % of its conformations were in the model's training data")
-

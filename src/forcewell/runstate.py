@@ -86,6 +86,13 @@ def load_state(run: Trainer) -> None:
     run.optimiser.load_state_dict({"state": entries, "param_groups": current["param_groups"]})
     run.loader.restore(facts["loader"])
     run.schedule.restore(facts["schedule"])
-    run.step, run.best, run.seconds, run.log_bytes = int(facts["step"]), float(facts["best"]), float(facts["seconds"]), int(facts["log_bytes"])
+    run.step, run.best, run.seconds, run.log_bytes = (
+        int(facts["step"]),
+        float(facts["best"]),
+        float(facts["seconds"]),
+        int(facts["log_bytes"]),
+    )
     if facts["threads"] != torch.get_num_threads() and run.fabric.is_global_zero:
-        print(f"resuming with {torch.get_num_threads()} threads, saved with {facts['threads']}: weights will agree, but not to the last bit")
+        print(
+            f"resuming with {torch.get_num_threads()} threads, saved with {facts['threads']}: weights will agree, but not to the last bit"
+        )

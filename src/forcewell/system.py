@@ -132,7 +132,10 @@ class Block:
                 closest = np.sqrt(squared.reshape(len(chunk), -1).min(axis=1))
                 if (closest < OVERLAP).any():
                     worst = int(np.argmin(closest))
-                    raise InputError(f"{where}: conformation {chunk[worst]} has two atoms on top of each other ({closest[worst]:.3f} Å apart); is the length unit right?")
+                    raise InputError(
+                        f"{where}: conformation {chunk[worst]} has two atoms on top of each other "
+                        f"({closest[worst]:.3f} Å apart); is the length unit right?"
+                    )
 
 
 @dataclass(slots=True)
@@ -198,7 +201,11 @@ class System:
         info = {name: int(self.arrays[name]) for name in ("charge", "spin") if name in self.arrays}
         atoms = ase.Atoms(self.numbers, self.positions, cell=self.get("cell"), pbc=self.get("pbc"), info=info)
         known = {name: self.arrays[name] for name in ("energy", "forces", "stress") if name in self.arrays}
-        labels = {name: (float(value) if name == "energy" else np.asarray(value, dtype=np.float64)) for name, value in known.items() if np.isfinite(value).all()}
+        labels = {
+            name: (float(value) if name == "energy" else np.asarray(value, dtype=np.float64))
+            for name, value in known.items()
+            if np.isfinite(value).all()
+        }
         if labels:
             atoms.calc = SinglePointCalculator(atoms, **labels)
         return atoms

@@ -71,7 +71,9 @@ def batch_of(*names: str, offset: float = 0.0) -> Batch:
     """The named test molecules as a float64 batch, moved by ``offset`` Å along each axis."""
     numbers = [MOLECULES[name][0] for name in names]
     positions = np.concatenate([np.array(MOLECULES[name][1]) + offset for name in names])
-    return Batch.from_block(Block(np.array([len(z) for z in numbers]), {"numbers": np.concatenate(numbers), "positions": positions}), dtype=torch.float64)
+    return Batch.from_block(
+        Block(np.array([len(z) for z in numbers]), {"numbers": np.concatenate(numbers), "positions": positions}), dtype=torch.float64
+    )
 
 
 def _moved(batch: Batch, positions: Tensor, **rest: Tensor) -> Batch:
@@ -93,7 +95,11 @@ def _symmetries(model: Potential) -> list[Check]:
     if torch.linalg.det(rotation) < 0:
         rotation[:, 0] *= -1
     checks = []
-    for name, matrix, shift in (("rotation", rotation, 0.0), ("inversion", -torch.eye(3, dtype=torch.float64), 0.0), ("translation", torch.eye(3, dtype=torch.float64), 7.3)):
+    for name, matrix, shift in (
+        ("rotation", rotation, 0.0),
+        ("inversion", -torch.eye(3, dtype=torch.float64), 0.0),
+        ("translation", torch.eye(3, dtype=torch.float64), 7.3),
+    ):
         out = model(_moved(batch, batch.positions @ matrix.T + shift))
         checks.append(Check(f"{name}: energy", _error(out.energy, base.energy), EXACT))
         checks.append(Check(f"{name}: forces", _error(out.forces, base.forces @ matrix.T), EXACT))
@@ -149,7 +155,9 @@ def _independence(model: Potential) -> list[Check]:
     ]
     near, far = batch_of("water"), batch_of("methanol", offset=40.0)
     pair = _moved(near, torch.cat([near.positions, far.positions]), numbers=torch.cat([near.numbers, far.numbers]))
-    joined = Batch.from_block(Block(np.array([9]), {"numbers": pair.numbers.numpy(), "positions": pair.positions.numpy()}), dtype=torch.float64)
+    joined = Batch.from_block(
+        Block(np.array([9]), {"numbers": pair.numbers.numpy(), "positions": pair.positions.numpy()}), dtype=torch.float64
+    )
     apart = model(concatenate([near, far]))
     together = model(joined)
     checks.append(Check("separation: energy", _error(together.energy, apart.energy.sum()[None]), EXACT))
@@ -187,7 +195,9 @@ def _cutoff(model: Potential) -> list[Check]:
 def _second_order(model: Potential) -> list[Check]:
     """Gradients of a force loss must be finite, also for one atom, collinear atoms and a tetrahedral site."""
     methane = torch.tensor([[0, 0, 0], [1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=torch.float64) * 0.63
-    tetrahedral = Batch.from_block(Block(np.array([5]), {"numbers": np.array([6, 1, 1, 1, 1]), "positions": methane.numpy()}), dtype=torch.float64)
+    tetrahedral = Batch.from_block(
+        Block(np.array([5]), {"numbers": np.array([6, 1, 1, 1, 1]), "positions": methane.numpy()}), dtype=torch.float64
+    )
     checks = []
     for name, batch in (("molecules", batch_of(*MOLECULES)), ("methane, exactly tetrahedral", tetrahedral)):
         model.zero_grad()
@@ -225,7 +235,12 @@ def _periodic(model: Potential) -> list[Check]:
             numeric[a, b] = _derivative(strained, 1e-4) / volume
     doubled = np.concatenate([np.array(positions), np.array(positions) + cell[0, 0]])
     big = cell * np.array([2.0, 1.0, 1.0])[None, :, None]
-    repeated = model(Batch.from_block(Block(np.array([6]), {"numbers": np.tile(numbers, 2), "positions": doubled, "cell": big, "pbc": arrays["pbc"]}), dtype=torch.float64))
+    repeated = model(
+        Batch.from_block(
+            Block(np.array([6]), {"numbers": np.tile(numbers, 2), "positions": doubled, "cell": big, "pbc": arrays["pbc"]}),
+            dtype=torch.float64,
+        )
+    )
     return [
         Check("periodic: lattice translation", max(_error(lattice.energy, out.energy), _error(lattice.forces, out.forces)), EXACT),
         Check("periodic: stress by finite strain", _error(out.stress[0], numeric), DIFFERENCE),
@@ -254,7 +269,9 @@ def main(arguments: list[str] | None = None) -> int:
     """``golden FILE.npz [--tolerance T]`` or ``potential ENCODER``; exit status 0 only if everything holds."""
     import argparse
 
-    parser = argparse.ArgumentParser(prog="python -m forcewell.testing", description="Physics checks and comparison with published outputs.")
+    parser = argparse.ArgumentParser(
+        prog="python -m forcewell.testing", description="Physics checks and comparison with published outputs."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     golden = commands.add_parser("golden", help="compare with the stored outputs of a published implementation")
     golden.add_argument("file", type=Path)

@@ -17,7 +17,7 @@ from forcewell.errors import InputError
 from forcewell.loader import Loader
 from forcewell.objectives import DATA, Noise, Objective
 from forcewell.optim import Schedule, update_average
-from forcewell.potential import Potential, Prediction
+from forcewell.potential import Potential
 from forcewell.runstate import load_state, save_state
 
 if TYPE_CHECKING:
@@ -73,14 +73,20 @@ def train(run: Trainer, resume: bool = False) -> dict[str, Any]:
     started, offset, since, seen = time.monotonic(), run.seconds, time.monotonic(), 0
     while run.step < run.steps:
         batch = run.loader.next()
-        terms, loss, prepared = _update(run, batch)
+        terms, loss = _update(run, batch)
         run.step += 1
         seen += len(batch) * run.fabric.world_size
         run.seconds = offset + time.monotonic() - started
         if run.step % run.log_every == 0 or run.step == run.steps:
             rate = seen / (time.monotonic() - since)
             since, seen = time.monotonic(), 0
-            line = {"kind": "train", "loss": loss, "terms": terms, "rate": run.schedule.rate(run.step - 1), "molecules_per_second": round(rate, 1)}
+            line = {
+                "kind": "train",
+                "loss": loss,
+                "terms": terms,
+                "rate": run.schedule.rate(run.step - 1),
+                "molecules_per_second": round(rate, 1),
+            }
             _log(run, line)
         if run.step % run.validate_every == 0 or run.step == run.steps:
             _validate(run)
@@ -89,8 +95,8 @@ def train(run: Trainer, resume: bool = False) -> dict[str, Any]:
     return {"loss": run.best, "seconds": run.seconds}
 
 
-def _update(run: Trainer, batch: Batch) -> tuple[dict[str, float], float, Batch]:
-    """One optimiser step; returns the terms of the loss (averaged over all processes), the loss and the batch."""
+def _update(run: Trainer, batch: Batch) -> tuple[dict[str, float], float]:
+    """One optimiser step; returns the terms of the loss (averaged over all processes) and the loss."""
     batch = batch.to(run.fabric.device)
     for group in run.optimiser.param_groups:
         group["lr"] = run.schedule.rate(run.step)
@@ -108,7 +114,7 @@ def _update(run: Trainer, batch: Batch) -> tuple[dict[str, float], float, Batch]
     run.optimiser.step()
     if run.average is not run.potential:
         update_average(run.average, run.potential, run.decay or 0.0, run.step)
-    return terms, value, prepared
+    return terms, value
 
 
 def _prepare(objectives: Sequence[Objective], batch: Batch, noise: Noise) -> Batch:
@@ -119,17 +125,17 @@ def _prepare(objectives: Sequence[Objective], batch: Batch, noise: Noise) -> Bat
 
 def _loss(run: Trainer, model: Any, batch: Batch, create_graph: bool) -> tuple[Tensor, dict[str, float]]:
     """This process's share of the weighted loss, and each term averaged over all processes."""
-    if len(batch) == 0:
-        prediction = Prediction(batch.positions.new_zeros(0), batch.positions)
-    else:
-        prediction = model(batch, create_graph=create_graph)
+    prediction = model(batch, create_graph=create_graph)
     parts = [objective.loss(prediction, batch) for objective in run.objectives]
     sums = torch.stack([torch.stack([part.total.detach().double(), part.count]) for part in parts])
     sums = run.fabric.all_reduce(sums, reduce_op="sum")
     assert isinstance(sums, Tensor)
     counts = sums[:, 1].clamp(min=1.0)
     terms = {objective.name: float(total) for objective, total in zip(run.objectives, sums[:, 0] / counts, strict=True)}
-    shares = [objective.weight * part.total / count.to(part.total.dtype) for objective, part, count in zip(run.objectives, parts, counts, strict=True)]
+    shares = [
+        objective.weight * part.total / count.to(part.total.dtype)
+        for objective, part, count in zip(run.objectives, parts, counts, strict=True)
+    ]
     return torch.stack(shares).sum(), terms
 
 
@@ -185,7 +191,10 @@ def _stop(run: Trainer, batch: Batch) -> None:
     path = run.directory / f"nonfinite-step-{run.step}.xyz"
     _write_frames(path, guilty, samples)
     shown = ", ".join(samples[:8]) + (f" and {len(samples) - 8} more" if len(samples) > 8 else "")
-    raise InputError(f"step {run.step}: the loss is not finite; conformations: {shown}; saved to {path}; check them (forcewell data check) or lower optimiser.learning_rate")
+    raise InputError(
+        f"step {run.step}: the loss is not finite; conformations: {shown}; saved to {path}; "
+        "check them (forcewell data check) or lower optimiser.learning_rate"
+    )
 
 
 def _write_frames(path: Path, batch: Batch, samples: Sequence[str]) -> None:
@@ -195,7 +204,11 @@ def _write_frames(path: Path, batch: Batch, samples: Sequence[str]) -> None:
     positions, numbers = batch.positions.detach().cpu().double().numpy(), batch.numbers.cpu().numpy()
     offsets = batch.offsets.tolist()
     frames = [
-        ase.Atoms(numbers[offsets[m] : offsets[m + 1]], positions[offsets[m] : offsets[m + 1]], info={"sample": sample, "role": int(batch.role[m])})
+        ase.Atoms(
+            numbers[offsets[m] : offsets[m + 1]],
+            positions[offsets[m] : offsets[m + 1]],
+            info={"sample": sample, "role": int(batch.role[m])},
+        )
         for m, sample in enumerate(samples)
     ]
     ase.io.write(path, frames, format="extxyz")

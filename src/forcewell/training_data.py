@@ -47,7 +47,9 @@ def open_source(path: str, folder: Path) -> Dataset:
     return open_data(bundled(path.removeprefix("bundled:"), folder) if path.startswith("bundled:") else path)
 
 
-def gather(config: RunConfig, folder: Path, exclude: str, quiet: bool = False) -> tuple[tuple[Objective, ...], list[Source], list[Source], list[str]]:
+def gather(
+    config: RunConfig, folder: Path, exclude: str, quiet: bool = False
+) -> tuple[tuple[Objective, ...], list[Source], list[Source], list[str]]:
     """Objectives, training sources, validation sources and levels of theory of a run.
 
     exclude "benchmark" leaves the four benchmark molecules out of every source. Raises InputError for data that
@@ -165,4 +167,6 @@ def _serves(dataset: Dataset, rows: np.ndarray, objectives: Sequence[Objective],
     minima = "equilibrium" in dataset.fields and bool((dataset.column("equilibrium")[rows] == 1).any())
     useful = ("forces" in applied and "forces" in dataset.fields) or (minima and any(kind != "forces" for kind in applied))
     if not useful:
-        raise InputError(f"{name}: nothing to learn here with {', '.join(applied) or 'no objective'}: it has neither forces nor minima that they need")
+        raise InputError(
+            f"{name}: nothing to learn here with {', '.join(applied) or 'no objective'}: it has neither forces nor minima that they need"
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -12,19 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from forcewell.checkpoint import digest
 from forcewell.errors import InputError
 from forcewell.system import System
 
 
 def fingerprint(parts: Mapping[str, Tensor | np.ndarray], text: str = "") -> str:
     """SHA-256 (hex) of named arrays, with their dtypes and shapes, and of a text."""
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(parts):
-        value = parts[name]
-        tensor = (value if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))).detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    return digest.hexdigest()
+    tensors = {name: part if isinstance(part, Tensor) else torch.from_numpy(np.ascontiguousarray(part)) for name, part in parts.items()}
+    return digest(text, tensors)
 
 
 def cut(path: Path, size: int) -> None:

@@ -46,9 +46,12 @@ def evaluate(
         energies.append(potential.total_energy(out, batch).detach().cpu().numpy())
         done += len(rows)
         progress(done)
-    result: dict[str, Any] = {"n_conformations": len(data), "n_atoms": int(data.counts.sum()), "level": potential.levels[index] if potential.levels else ""}
-    joined = [np.concatenate(part) for part in (forces, labels, numbers, owners)]
-    result |= _force_errors(*joined, data)
+    result: dict[str, Any] = {
+        "n_conformations": len(data),
+        "n_atoms": int(data.counts.sum()),
+        "level": potential.levels[index] if potential.levels else "",
+    }
+    result |= _force_errors(np.concatenate(forces), np.concatenate(labels), np.concatenate(numbers), np.concatenate(owners), data)
     result |= _energy_errors(np.concatenate(energies), data)
     return result
 

@@ -53,7 +53,8 @@ class EquivariantTransformer(nn.Module):
         self.neighbour_embedding = nn.Embedding(elements, channels)
         self.neighbour_filter = nn.Linear(radial, channels)
         self.combine = nn.Linear(2 * channels, channels)
-        self.tokens = nn.Parameter(torch.zeros(conditions, channels)) if conditions else None
+        self.tokens: Tensor | None
+        self.register_parameter("tokens", nn.Parameter(torch.zeros(conditions, channels)) if conditions else None)
         self.layers = nn.ModuleList(AttentionLayer(channels, heads, radial, smooth_cutoff) for _ in range(layers))
         self.norm = nn.LayerNorm(channels)
         for linear in (self.neighbour_filter, self.combine):
@@ -186,6 +187,8 @@ def from_torchmd(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
             q, k, v = (state[f"{theirs}.{name}_proj.{kind}"] for name in "qkv")
             renamed[f"{ours}.norm.{kind}"] = state[f"{theirs}.layernorm.{kind}"]
             renamed[f"{ours}.query_key_value.{kind}"] = torch.cat([q, k, part_major(v)])
-            renamed[f"{ours}.filters.{kind}"] = torch.cat([state[f"{theirs}.dk_proj.{kind}"], part_major(state[f"{theirs}.dv_proj.{kind}"])])
+            renamed[f"{ours}.filters.{kind}"] = torch.cat(
+                [state[f"{theirs}.dk_proj.{kind}"], part_major(state[f"{theirs}.dv_proj.{kind}"])]
+            )
             renamed[f"{ours}.output.{kind}"] = state[f"{theirs}.o_proj.{kind}"]
     return renamed

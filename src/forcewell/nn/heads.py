@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from forcewell.nn.activation import silu
 
+from forcewell.nn.activation import silu
 from forcewell.nn.features import Features
 
 

@@ -33,7 +33,7 @@ def calculator(potential: Any, device: str = "cpu", dtype: str = "float64", leve
     index = model.level_index(level)
 
     class PotentialCalculator(Calculator):
-        """See ``forcewell.calculator``."""
+        """See ``forcewell.ase_calculator``."""
 
         implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 (ASE's own form)
         batch: Batch | None = None

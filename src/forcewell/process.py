@@ -1,0 +1,20 @@
+"""Settings of this program's own processes; never touched at import, never the user's environment."""
+
+import ctypes
+import sys
+
+
+def keep_memory() -> bool:
+    """Tells glibc to keep freed memory and to serve large blocks from it; True where that took effect.
+
+    A training step frees and asks again for buffers of several MB; by default each comes back as untouched pages
+    from the kernel, which cost a tenth of a small model's step and half of a large one's.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        return False  # another C library
+    mmap_max, trim_threshold, top_pad = -4, -1, -2
+    return all(mallopt(*setting) == 1 for setting in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 << 20)))
