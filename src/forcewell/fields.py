@@ -1,6 +1,6 @@
 """THE table of fields: every array a conformation may carry, declared once.
 
-Letters in shapes, here and in every docstring: N atoms, M molecules (conformations), E directed edges, C channels.
+Letters in shapes, here and in every docstring: N atoms, M molecules (conformations), K neighbours, C channels.
 Storing, batching, slicing and moving all derive from this table; a name that is not in it is an error, never a guess.
 """
 

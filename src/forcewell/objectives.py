@@ -194,7 +194,7 @@ def remove_rigid_motion(displacement: Tensor, batch: Batch) -> Tensor:
 OBJECTIVES: dict[str, type[Any]] = {kind.name: kind for kind in (ForceMatching, ZeroForce, ForceDenoising)}
 
 # et-oreo-faithful: the paper's equations at its stated noise, variance 0.04 Å² (σ = 0.2 Å), κ = 1, no weights.
-# et-ore: its ablation without the equilibrium terms. et-oreo: the best form measured so far (docs/results.md).
+# et-ore: its ablation without the equilibrium terms. et-oreo: our best-measured form (docs/decisions.md).
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "et-oreo-faithful": {"forces": {}, "zero-force": {}, "force-denoising": {"sigma": 0.2, "kappa": 1.0}},
     "et-ore": {"forces": {}},

@@ -26,9 +26,9 @@ from forcewell.config import RunConfig, load_config
 from forcewell.display import CONSOLE, say
 from forcewell.errors import InputError
 from forcewell.process import keep_memory
-from forcewell.quickstart_report import ARMS, Plan, results
+from forcewell.quickstart_report import ARMS, ROLES, Plan, results
 from forcewell.report import write_report
-from forcewell.training_data import BUNDLED, bundled
+from forcewell.training_data import bundled
 
 
 def run(out: Path, plan: Plan | None = None) -> None:
@@ -44,7 +44,7 @@ def run(out: Path, plan: Plan | None = None) -> None:
     plan = plan or Plan(pretraining=_local(load_config("quickstart"), out), finetuning=_local(load_config("quickstart-finetune"), out))
     _claim(out, plan)
     say("1/4  importing the real data in the package")
-    stores = {name: bundled(name, out / "data") for name in BUNDLED}
+    stores = {name: bundled(name, out / "data") for name in ROLES}
     say("2/4  pre-training on minima and off-equilibrium molecules (no ethanol)")
     _stage(out / "pretraining", lambda folder, resume: runs.pretrain(plan.pretraining, folder, resume))
     say("3/4  fine-tuning on ethanol and training from scratch, side by side; then molecular dynamics with both")

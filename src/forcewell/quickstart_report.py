@@ -26,11 +26,10 @@ from forcewell.store import Dataset, Store
 ROLES = {
     "qm9": "pre-training: minima (zero force, force denoising)",
     "qm7x": "pre-training: forces off equilibrium",
-    "s66x8": "pre-training: forces of dimers",
     "ethanol": "fine-tuning: 950 frames to train on, 50 to validate on",
     "ethanol-test": "test: held-out frames; reference for bonds and h(r)",
 }
-LICENCES = {"qm9": "CC0", "qm7x": "CC BY 4.0", "s66x8": "MIT", "ethanol": "CC0", "ethanol-test": "CC0"}
+LICENCES = {"qm9": "CC0", "qm7x": "CC BY 4.0", "ethanol": "CC0", "ethanol-test": "CC0"}
 SHOWN_FRAMES = 100  # of one replica, in the page's 3D view
 ARMS = {"scratch": "from scratch", "et-oreo": "pre-trained (et-oreo)"}
 

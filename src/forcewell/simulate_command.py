@@ -14,60 +14,31 @@ from forcewell.errors import InputError
 from forcewell.system import Block, System
 
 
+def _help(text: str) -> Parameter:
+    return Parameter(help=text)
+
+
 def simulate(
-    model: Path,
-    structure: Path,
+    model: Annotated[Path, _help("A model file (.safetensors).")],
+    structure: Annotated[Path, _help("A file that ASE reads, or an .npz of the MD17 or rMD17 layout; its first frame is the start.")],
     *,
-    temperature: float,
-    time: float,
-    ensemble: Literal["nve", "langevin", "nose-hoover"] = "langevin",
-    timestep: float = 0.5,
-    replicas: int = 1,
-    level: str | None = None,
-    charge: int | None = None,
-    spin: int | None = None,
-    reference: Path | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    out: Path = Path("simulation"),
-    resume: Annotated[bool, Parameter(negative=())] = False,
+    temperature: Annotated[float, _help("In K.")],
+    time: Annotated[float, _help("In ps, of each replica.")],
+    ensemble: Annotated[Literal["nve", "langevin", "nose-hoover"], _help("Relaxation time or chain period: 100 fs.")] = "langevin",
+    timestep: Annotated[float, _help("In fs.")] = 0.5,
+    replicas: Annotated[int, _help("Copies of the structure with different velocities, in one batch.")] = 1,
+    level: Annotated[str | None, _help("Level of theory of the reported energies; default: the model's last.")] = None,
+    charge: Annotated[int | None, _help("Total charge; default: what the structure says, else 0.")] = None,
+    spin: Annotated[int | None, _help("Spin multiplicity; default: what the structure says, else 1.")] = None,
+    reference: Annotated[Path | None, _help("Frames of the same molecule, for mean bond lengths and h(r).")] = None,
+    seed: Annotated[int, _help("Of the start velocities and the noise.")] = 0,
+    device: Annotated[str, _help("Where the model runs: cpu, cuda, cuda:1, ...")] = "cpu",
+    out: Annotated[Path, _help("Folder to write to; must be new unless resumed.")] = Path("simulation"),
+    resume: Annotated[bool, Parameter(negative=(), help="Go on from the last saved state in the folder.")] = False,
 ) -> None:
     """Molecular dynamics of one structure, in one or many replicas at once.
 
     Example: forcewell simulate model.safetensors ethanol.xyz --temperature 500 --time 300 --replicas 8 --out md
-
-    Parameters
-    ----------
-    model
-        A model file (.safetensors).
-    structure
-        A file that ASE reads, or an .npz of the MD17 or rMD17 layout; its first frame is the start.
-    temperature
-        In K.
-    time
-        In ps, of each replica.
-    ensemble
-        Constant energy, Langevin (relaxation time 100 fs) or Nosé-Hoover chains (period 100 fs).
-    timestep
-        In fs.
-    replicas
-        Copies of the structure with different velocities, simulated in one batch.
-    level
-        Level of theory whose energies are reported; by default the model's last.
-    charge
-        Total charge in elementary charges; by default what the structure says, else 0.
-    spin
-        Spin multiplicity; by default what the structure says, else 1.
-    reference
-        Data with frames of the same molecule, for mean bond lengths and the distribution of distances.
-    seed
-        Of the start velocities and the noise.
-    device
-        Where the model runs: cpu, cuda, cuda:1, ...
-    out
-        Folder to write to; must be new unless resumed.
-    resume
-        Go on from the last saved state in the folder.
     """
     from forcewell.checkpoint import load
     from forcewell.simulate import simulate as run

@@ -76,9 +76,7 @@ class EquivariantTransformer(nn.Module):
             dx, dv = layer(x, vectors, geometry)
             x = x + dx
             vectors = dv if vectors is None else vectors + dv
-        if vectors is None:
-            vectors = x.new_zeros(len(x), 3, self.channels)
-        return Features(self.norm(x), vectors)
+        return Features(self.norm(x), x.new_zeros(len(x), 3, self.channels) if vectors is None else vectors)
 
     def _geometry(self, batch: Batch) -> Geometry:
         """What all layers share: radial bases, envelopes and directions of the neighbours and of the atom itself."""
