@@ -176,6 +176,8 @@ def _apply(tree: dict[str, Any], change: str) -> None:
                 raise InputError(f"--set {key}: {part!r} is not an entry of a list of {len(place)}")
             place = place[int(part)]
         else:
+            if isinstance(place.get(part), str) and part in ("objectives", "data"):
+                raise InputError(f"--set {key}: {part} is {place[part]!r} here and has no entries to change; set {part} as a whole")
             if not isinstance(place.get(part), (dict, list)):
                 place[part] = [] if following.isdigit() else {}
             place = place[part]

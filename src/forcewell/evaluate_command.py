@@ -11,6 +11,7 @@ from forcewell.checkpoint import load_model, training_hashes, write_bytes
 from forcewell.display import CONSOLE, say
 from forcewell.evaluate.errors import evaluate
 from forcewell.overlap import geometry_hashes, overlap
+from forcewell.simulate_command import check_device
 from forcewell.store import open_data
 
 
@@ -19,11 +20,11 @@ def evaluate_file(model: Path, data: Path, out: Path | None, level: str | None, 
 
     Raises InputError for unreadable files and for elements that the model never saw.
     """
-    potential, _ = load_model(model)
+    potential = load_model(model)[0].to(check_device(device))
     dataset = open_data(data)
     with Progress(console=CONSOLE, disable=not CONSOLE.is_terminal) as progress:
         task = progress.add_task("evaluating", total=len(dataset))
-        result = evaluate(potential.to(device), dataset, level=level, progress=lambda done: progress.update(task, completed=done))
+        result = evaluate(potential, dataset, level=level, progress=lambda done: progress.update(task, completed=done))
     result.pop("parity", None)
     first = dataset.block(range(min(len(dataset), 20_000)))
     result["training_overlap"] = overlap(geometry_hashes(first), training_hashes(model))

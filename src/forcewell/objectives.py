@@ -98,9 +98,9 @@ class ForceMatching:
         return batch
 
     def loss(self, prediction: Prediction, batch: Batch) -> Term:
-        """Over the atoms whose three force components are known."""
+        """Over the atoms whose three force components are known; an infinite label is not missing but wrong."""
         assert prediction.forces is not None
-        known = torch.isfinite(batch.targets.forces).all(dim=1)
+        known = ~torch.isnan(batch.targets.forces).any(dim=1)
         atoms = (_data(batch, self.sources).index_select(0, batch.molecule) & known).nonzero()[:, 0]
         return _squared(prediction.forces, batch.targets.forces, atoms)
 

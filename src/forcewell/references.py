@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from forcewell.potential import ELEMENTS, Potential
 from forcewell.store import Dataset
-from forcewell.system import Block
+from forcewell.system import Block, System, block_of
 
 
 @dataclass(slots=True)
@@ -25,7 +26,7 @@ class Correction:
     def __str__(self) -> str:
         known = f"{self.rank} of {len(self.elements)} element energies are fixed by the data"
         change = f"mean |E error| {self.before:.4g} eV before, {self.after:.4g} eV after ({self.conformations} conformations)"
-        return f"reference energies of {self.level}: {known}; {change}"
+        return f"reference energies of {self.level or 'the level not stated'}: {known}; {change}"
 
 
 def minimum_norm(block: Block, energies: np.ndarray) -> tuple[np.ndarray, int]:
@@ -42,23 +43,29 @@ def minimum_norm(block: Block, energies: np.ndarray) -> tuple[np.ndarray, int]:
     return references, int(rank)
 
 
-def correct(potential: Potential, data: Dataset, rows: np.ndarray, level: str, limit: int = 256) -> Correction | None:
-    """Adds the minimum-norm correction fitted to E_label - E_model on up to ``limit`` labelled rows of ``level``.
+def correct(potential: Potential, data: Sequence[tuple[Dataset, np.ndarray]], level: str, limit: int = 256) -> Correction | None:
+    """Adds the minimum-norm correction fitted to E_label - E_model on labelled rows of ``level``.
 
+    data: data sets with the rows (indices) to use, up to ``limit`` of each; one fit for all, since they share the level.
     Changes ``potential.references[level]``; returns None, changing nothing, where no row has an energy.
     """
-    if "energy" not in data.fields:
+    systems = [system for dataset, rows in data for system in _labelled(dataset, rows, level, limit)]
+    if not systems:
         return None
-    rows = rows[data.column("level")[rows] == data.levels.index(level)]
-    rows = rows[np.isfinite(data.column("energy")[rows])]
-    if len(rows) == 0:
-        return None
-    rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(int))]
-    block = data.block(rows)
-    predicted = potential.predict([block.system(i) for i in range(len(block))], level=level)["energy"]
-    error = block.arrays["energy"] - predicted
+    block = block_of(systems)
+    error = block.arrays["energy"] - potential.predict(systems, level=level)["energy"]
     shift, rank = minimum_norm(block, error)
     potential.references[level] = potential.references[level] + shift
-    remaining = error - np.array([shift[block.system(i).numbers].sum() for i in range(len(block))])
+    remaining = error - np.array([shift[system.numbers].sum() for system in systems])
     elements = tuple(int(z) for z in np.unique(block.arrays["numbers"]))
-    return Correction(level, elements, rank, len(rows), float(np.abs(error).mean()), float(np.abs(remaining).mean()))
+    return Correction(level, elements, rank, len(systems), float(np.abs(error).mean()), float(np.abs(remaining).mean()))
+
+
+def _labelled(data: Dataset, rows: np.ndarray, level: str, limit: int) -> list[System]:
+    """Up to ``limit`` of ``rows``, evenly spread, that are at ``level`` and have an energy."""
+    if "energy" not in data.fields or level not in data.levels:
+        return []
+    rows = rows[(data.column("level")[rows] == data.levels.index(level)) & np.isfinite(data.column("energy")[rows])]
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(int))]
+    block = data.block(rows)
+    return [block.system(i) for i in range(len(block))]

@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Differences below 3 % are not called an improvement: repeated runs that differ only in their seed scatter by about as much.
+# Differences below 3 % are not called an improvement (a convention: one run says nothing of the scatter between seeds).
 CLEAR = 0.03
+# Drifts below this, in meV/atom/ps, count as none: over one picosecond 0.1 meV/atom is 1/400 of the thermal kinetic
+# energy at 300 K, about what a straight line through the energy's ordinary fluctuations gives.
+NO_DRIFT = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,9 @@ def baseline(models: Mapping[str, Any]) -> str:
 
 
 def change(measure: Measure, before: float | None, after: float | None, floor: float | None = None) -> tuple[str, float | None]:
-    """("better", "worse", "same" or "", relative change or None). Two h(r) errors within the statistical floor are the same.
+    """("better", "worse", "same" or "", relative change or None).
+
+    h(r) errors that differ by less than the statistical floor are the same, and so are two drifts below ``NO_DRIFT``.
 
     >>> change(KEY_MEASURES[0], 40.0, 30.0)
     ('better', -0.25)
@@ -69,8 +74,9 @@ def change(measure: Measure, before: float | None, after: float | None, floor: f
     if measure.lower_is_better is None or before is None or after is None:
         return "", None
     relative = (after - before) / abs(before) if before else None
-    within_floor = measure.key == "hr_error" and floor is not None and max(before, after) <= floor
-    if within_floor or before == after or (relative is not None and abs(relative) < CLEAR):
+    noise = measure.key == "hr_error" and floor is not None and abs(after - before) <= floor
+    noise = noise or (measure.key == "energy_drift" and max(before, after) <= NO_DRIFT)
+    if noise or before == after or (relative is not None and abs(relative) < CLEAR):
         return "same", relative
     return ("better" if (after < before) == measure.lower_is_better else "worse"), relative
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from forcewell.optim import Schedule
 from forcewell.overlap import geometry_hashes, overlap, sketch
 from forcewell.potential import Potential
 from forcewell.references import correct
-from forcewell.runstate import check_state
+from forcewell.runstate import has_state
 from forcewell.train import Trainer, train
 from forcewell.training_data import bundled, gather
 
@@ -37,6 +39,7 @@ class Parts:
     validation: list[Source]
     objectives: tuple[Objective, ...]
     ancestry: list[dict[str, Any]]
+    known: np.ndarray  # geometry hashes of what the ancestors were trained on
 
 
 def pretrain(config: RunConfig, out: Path, resume: bool = False) -> Path:
@@ -45,17 +48,19 @@ def pretrain(config: RunConfig, out: Path, resume: bool = False) -> Path:
     Raises InputError for unusable data or settings, an existing ``out`` without ``resume``, or the reverse.
     """
     fabric = _fabric(config)
-    _claim(config, out, resume, fabric)
-    _unpack(config, out, fabric)
-    objectives, training, validation, levels = gather(
-        config, out / "data", exclude=config.exclude or "benchmark", quiet=not fabric.is_global_zero
-    )
-    encoder = config.model.encoder.model_dump()
-    encoder["conditions"] = int(any(getattr(objective, "conditioned", False) for objective in objectives))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        potential = Potential({"encoder": encoder}, levels=levels, elements=_elements(training))
-    return _run(config, out, resume, fabric, Parts(potential, training, validation, objectives, []))
+    with _claimed(config, out, resume, fabric) as begun:
+        objectives, training, validation, levels = gather(
+            config, out / "data", exclude=config.exclude or "benchmark", quiet=not fabric.is_global_zero
+        )
+        encoder = config.model.encoder.model_dump()
+        encoder["conditions"] = int(any(getattr(objective, "conditioned", False) for objective in objectives))
+        heaviest = max(_elements([*training, *validation]))
+        if heaviest >= encoder["elements"]:
+            raise InputError(f"model.encoder.elements is {encoder['elements']}: it must be above the data's atomic number {heaviest}")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            potential = Potential({"encoder": encoder}, levels=levels, elements=_elements(training))
+        return _run(config, out, begun, fabric, Parts(potential, training, validation, objectives, [], np.zeros(0, dtype=np.uint64)))
 
 
 def finetune(config: RunConfig, model: Path, out: Path, resume: bool = False) -> Path:
@@ -66,26 +71,25 @@ def finetune(config: RunConfig, model: Path, out: Path, resume: bool = False) ->
     """
     fabric = _fabric(config)
     parent, description = load_model(model)
-    _claim(config, out, resume, fabric)
-    _unpack(config, out, fabric)
-    objectives, training, validation, levels = gather(
-        config, out / "data", exclude=config.exclude or "none", quiet=not fabric.is_global_zero
-    )
-    if not config.new_elements:
-        try:
-            parent.check_elements(np.array(_elements([*training, *validation])))
-        except InputError as error:
-            raise InputError(f"{error}; set new_elements=true to train their embeddings from scratch") from None
-    potential = _adopt(parent, objectives, [*training, *validation], levels, config.seed, quiet=not fabric.is_global_zero)
-    if fabric.is_global_zero:
-        _tell_overlap(training, model)
-        for source in training:
-            _correct(potential, source)
-    ancestry = [
-        *description.get("ancestry", []),
-        {"model": str(model), "data": description.get("data", []), "training": description.get("training", {})},
-    ]
-    return _run(config, out, resume, fabric, Parts(potential, training, validation, objectives, ancestry))
+    with _claimed(config, out, resume, fabric) as begun:
+        objectives, training, validation, levels = gather(
+            config, out / "data", exclude=config.exclude or "none", quiet=not fabric.is_global_zero
+        )
+        if not config.new_elements:
+            try:
+                parent.check_elements(np.array(_elements([*training, *validation])))
+            except InputError as error:
+                raise InputError(f"{error}; set new_elements=true to train their embeddings from scratch") from None
+        potential = _adopt(parent, objectives, [*training, *validation], levels, config.seed, quiet=not fabric.is_global_zero)
+        known = training_hashes(model)
+        if fabric.is_global_zero:
+            _tell_overlap(training, known)
+            _correct(potential, training)
+        ancestry = [
+            *description.get("ancestry", []),
+            {"model": str(model), "data": description.get("data", []), "training": description.get("training", {})},
+        ]
+        return _run(config, out, begun, fabric, Parts(potential, training, validation, objectives, ancestry, known))
 
 
 def _adopt(
@@ -122,7 +126,7 @@ def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) 
         )
         average.load_state_dict(potential.state_dict())
         average.to(fabric.device)
-    hashes = sketch(np.concatenate([_hashes(source) for source in parts.training])) if fabric.is_global_zero else None
+    hashes = sketch(np.concatenate([parts.known, *(_hashes(source) for source in parts.training)])) if fabric.is_global_zero else None
     details = _details(config, parts)
 
     def save_best(model: Potential, line: dict[str, Any]) -> None:
@@ -164,19 +168,18 @@ def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) 
         train(trainer, resume)
     if fabric.is_global_zero:
         best, description = load_model(out / MODEL)
-        for source in parts.training:
-            _correct(best, source)
+        _correct(best, parts.training)
         save_model(out / MODEL, best, hashes=hashes, training=description["training"], **details)
         say(f"best model: {out / MODEL} (step {description['training']['step']})")
     fabric.barrier()
     return out / MODEL
 
 
-def _correct(potential: Potential, source: Source) -> None:
-    for level in source.data.levels:
-        correction = correct(potential, source.data, source.rows, level)
+def _correct(potential: Potential, sources: Sequence[Source]) -> None:
+    for level in dict.fromkeys(level for source in sources for level in source.data.levels):
+        correction = correct(potential, [(source.data, source.rows) for source in sources], level)
         if correction is not None:
-            say(f"{source.name}: {correction}")
+            say(str(correction))
 
 
 def _details(config: RunConfig, parts: Parts) -> dict[str, Any]:
@@ -199,19 +202,42 @@ def commit() -> str:
 
 def _fabric(config: RunConfig) -> Any:
     from lightning_fabric import Fabric
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     hardware = config.hardware
     several = hardware.devices * hardware.nodes > 1
-    fabric = Fabric(
-        accelerator=hardware.accelerator, devices=hardware.devices, num_nodes=hardware.nodes,
-        strategy="ddp" if several else "auto", precision=hardware.precision,
-    )  # fmt: skip
+    try:
+        fabric = Fabric(
+            accelerator=hardware.accelerator, devices=hardware.devices, num_nodes=hardware.nodes,
+            strategy="ddp" if several else "auto", precision=hardware.precision,
+        )  # fmt: skip
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
+        raise InputError(f"hardware {hardware.accelerator!r} x {hardware.devices} cannot be used here: {error}") from None
     fabric.launch()
     return fabric
 
 
-def _claim(config: RunConfig, out: Path, resume: bool, fabric: Any) -> None:
-    """Makes the run folder, or checks that it is the run to be resumed."""
+@contextlib.contextmanager
+def _claimed(config: RunConfig, out: Path, resume: bool, fabric: Any) -> Iterator[bool]:
+    """The run folder with its bundled data; gives whether there is a state to continue from.
+
+    A mistake in the settings or the data that shows before the first line of the log leaves no trace of the run.
+    """
+    existed, file = out.exists(), out / "config.yaml"
+    begun = _claim(config, out, resume, fabric)
+    try:
+        _unpack(config, out, fabric)
+        yield begun
+    except BaseException:
+        if fabric.is_global_zero and not begun and not (out / "log.jsonl").exists():
+            file.unlink(missing_ok=True)
+            if not existed:
+                shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def _claim(config: RunConfig, out: Path, resume: bool, fabric: Any) -> bool:
+    """Makes the run folder, or checks that it is the run to be resumed; False where nothing of it was saved yet."""
     file, text = out / "config.yaml", dump_config(config)
     if fabric.is_global_zero:
         if resume:
@@ -223,14 +249,16 @@ def _claim(config: RunConfig, out: Path, resume: bool, fabric: Any) -> None:
                 raise InputError(
                     f"{out} was started with other settings (now {line.strip()!r}); resume with the same ones, or use another --out"
                 )
-            check_state(out)
-        else:
-            if file.exists():
-                raise InputError(f"{out} already holds a run; add --resume to continue it, or use another --out")
-            out.mkdir(parents=True, exist_ok=True)
+        elif file.exists():
+            raise InputError(f"{out} already holds a run; add --resume to continue it, or use another --out")
+        out.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            write_bytes(file, text.encode())
     fabric.barrier()
-    if fabric.is_global_zero and not resume:
-        write_bytes(file, text.encode())
+    begun = resume and has_state(out)
+    if resume and not begun and fabric.is_global_zero:
+        say(f"{out} was stopped before its first save; starting it from the beginning")
+    return begun
 
 
 def _unpack(config: RunConfig, out: Path, fabric: Any) -> None:
@@ -251,8 +279,7 @@ def _hashes(source: Source) -> np.ndarray:
     return np.concatenate([geometry_hashes(source.data.block(rows)) for rows in np.array_split(source.rows, len(source.rows) // 4096 + 1)])
 
 
-def _tell_overlap(training: Sequence[Source], model: Path) -> None:
-    known = training_hashes(model)
+def _tell_overlap(training: Sequence[Source], known: np.ndarray) -> None:
     for source in training:
         share = overlap(_hashes(source), known)
         say(f"{source.name}: {100 * share:.1f} % of its conformations were in the model's training data")

@@ -48,20 +48,18 @@ def _facts(run: Trainer) -> dict[str, Any]:
     }
 
 
-def check_state(directory: Path) -> None:
-    """Raises InputError where ``directory/state`` is missing or holds anything that a run does not write there."""
+def has_state(directory: Path) -> bool:
+    """Whether there is a state to resume. Raises InputError where ``directory/state`` holds anything that a run does not write."""
     state = directory / "state"
-    if not (state / NAME).is_file():
-        raise InputError(f"{state / NAME} does not exist, so there is nothing to resume; start without --resume")
-    for entry in sorted(state.iterdir()):
+    for entry in sorted(state.iterdir()) if state.is_dir() else []:
         # A kill while writing leaves the partial file, which the next save replaces.
         if entry.name not in (NAME, f".{NAME}.partial"):
             raise InputError(f"{entry} is not part of a run's state (expected only {NAME}) and is not read; remove it to resume")
+    return (state / NAME).is_file()
 
 
 def load_state(run: Trainer) -> None:
     """Restores a run in place. Raises InputError for a missing, damaged or foreign state."""
-    check_state(run.directory)
     path = run.directory / "state" / NAME
     tensors, facts = read_tensors(path, "run state")
     if facts.get("kind") != "run state":

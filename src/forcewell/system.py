@@ -58,6 +58,10 @@ class Block:
             array = np.asarray(value)
             if array.shape != shape:
                 raise InputError(f"{self.source or 'block'}: {name} has shape {array.shape}, expected {shape}")
+            if array.dtype.kind in "iu" and array.size and np.dtype(declared.stored).kind in "iu":
+                limits = np.iinfo(declared.stored)
+                if array.min() < limits.min or array.max() > limits.max:  # 300 would wrap around to 44, ruthenium
+                    raise InputError(f"{self.source or 'block'}: {name} holds {array.min()} to {array.max()}, beyond what is possible")
             self.arrays[name] = array.astype(declared.stored, copy=False)
         for name in ("molecule", "smiles"):
             column = getattr(self, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -69,6 +70,8 @@ def train(run: Trainer, resume: bool = False) -> dict[str, Any]:
         with open(log, "r+b") as file:
             file.truncate(run.log_bytes)
     else:
+        if run.fabric.is_global_zero:
+            log.write_bytes(b"")  # there may be one of a run that was stopped before its first save
         _validate(run)
     started, offset, since, seen = time.monotonic(), run.seconds, time.monotonic(), 0
     while run.step < run.steps:
@@ -106,7 +109,7 @@ def _update(run: Trainer, batch: Batch) -> tuple[dict[str, float], float]:
     share = loss * run.fabric.world_size + 0.0 * sum(p.sum() for p in run.potential.parameters())
     value = sum(float(terms[o.name]) * o.weight for o in run.objectives)
     if not torch.isfinite(torch.tensor(value)):
-        _stop(run, prepared)
+        _stop(run, run.potential, prepared)
     run.optimiser.zero_grad()
     run.fabric.backward(share)
     if run.clip is not None:
@@ -143,6 +146,7 @@ def _validate(run: Trainer) -> None:
     """Loss terms and force errors of the averaged weights on the validation batches, all processes sharing them."""
     model = run.average.eval()
     sums = torch.zeros(len(run.objectives) + 1, 2, dtype=torch.float64)
+    suspect = None
     for number, batch in enumerate(run.validation):
         if number % run.fabric.world_size != run.fabric.global_rank:
             continue
@@ -151,6 +155,8 @@ def _validate(run: Trainer) -> None:
         for row, objective in enumerate(run.objectives):
             part = objective.loss(prediction, prepared)
             sums[row] += torch.stack([part.total.double(), part.count]).cpu()
+        if suspect is None and not bool(torch.isfinite(sums).all()):
+            suspect = prepared
         known = torch.isfinite(prepared.targets.forces).all(dim=1) & (prepared.role == DATA).index_select(0, prepared.molecule)
         error = (prediction.forces[known] - prepared.targets.forces[known]).abs()
         sums[-1] += torch.tensor([float(error.double().sum()), float(error.numel())], dtype=torch.float64)
@@ -158,6 +164,8 @@ def _validate(run: Trainer) -> None:
     means = (sums[:, 0] / sums[:, 1].clamp(min=1.0)).tolist()
     terms = {objective.name: mean for objective, mean in zip(run.objectives, means, strict=False)}
     loss = sum(objective.weight * terms[objective.name] for objective in run.objectives)
+    if not math.isfinite(loss):
+        _stop(run, model, suspect)
     line: dict[str, Any] = {"kind": "validation", "loss": loss, "terms": terms, "seconds": round(run.seconds, 2)}
     if float(sums[-1, 1]) > 0:
         line["force_mae"] = means[-1] * 1000  # meV/Å
@@ -180,15 +188,21 @@ def _log(run: Trainer, line: dict[str, Any]) -> None:
     run.report(run.step, line)
 
 
-def _stop(run: Trainer, batch: Batch) -> None:
-    """Names and saves the conformations whose forces are not finite (or, if none is to blame alone, all of them)."""
-    prediction = run.potential(batch)
-    finite = torch.isfinite(prediction.forces).all(dim=1) & torch.isfinite(batch.positions).all(dim=1)
+def _stop(run: Trainer, model: Potential, batch: Batch | None) -> None:
+    """Names and saves this process's conformations whose forces or labels spoil the loss (all, if none does alone)."""
+    if batch is None:
+        raise InputError(f"step {run.step}: the loss is not finite on another process, which names the conformations")
+    forces, labels = model(batch).forces, batch.targets.forces
+    assert forces is not None
+    missing = torch.isnan(labels)
+    # A label of 1e20 eV/Å is finite, but its square is not.
+    finite = (torch.isfinite(forces) & torch.isfinite(batch.positions) & (missing | torch.isfinite((forces - labels) ** 2))).all(dim=1)
     bad = torch.zeros(len(batch), device=finite.device).index_add(0, batch.molecule, (~finite).float()) > 0
     guilty = batch.take(bad if bool(bad.any()) else torch.ones_like(bad))
     names = [run.loader.sources[s].name for s in guilty.source.tolist()]
     samples = [f"{name} #{index}" for name, index in zip(names, guilty.index.tolist(), strict=True)]
-    path = run.directory / f"nonfinite-step-{run.step}.xyz"
+    rank = f"-process-{run.fabric.global_rank}" if run.fabric.world_size > 1 else ""
+    path = run.directory / f"nonfinite-step-{run.step}{rank}.xyz"
     _write_frames(path, guilty, samples)
     shown = ", ".join(samples[:8]) + (f" and {len(samples) - 8} more" if len(samples) > 8 else "")
     raise InputError(

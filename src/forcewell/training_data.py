@@ -69,13 +69,14 @@ def gather(
         _serves(dataset, kept, objectives, number, name)
         order = np.array([levels.index(level) for level in dataset.levels], dtype=np.int64)
         training.append(Source(name, dataset, kept, entry.weight, copies, order))
-        if len(held):
-            validation.append(Source(name, dataset, held, entry.weight, copies, order))
+        # Also where nothing is held out: a source's place in the list is its number, which objectives may be limited to.
+        validation.append(Source(name, dataset, held, entry.weight, copies, order))
         if not quiet:
-            say(f"{name}: {len(kept)} conformations to train on, {len(held)} to validate on; {', '.join(dataset.levels)}")
+            stated = ", ".join(level or "level of theory not stated" for level in dataset.levels)
+            say(f"{name}: {len(kept)} conformations to train on, {len(held)} to validate on; {stated}")
     if config.validation.path is not None:
         validation = [_own_validation(config, folder, levels, objectives)]
-    if not validation:
+    if not any(len(source.rows) for source in validation):
         raise InputError("no conformations to validate on; raise validation.fraction or give validation.path")
     return objectives, training, validation, levels
 

@@ -88,13 +88,18 @@ def _force_errors(forces: np.ndarray, labels: np.ndarray, numbers: np.ndarray, o
     cosine = (forces[strong] * labels[strong]).sum(1) / np.maximum(norms, 1e-12)
     source = data.column("source")[owners]
     return {
-        "force_mae": float(np.abs(error).mean() * MILLI),
+        "force_mae": _mean(error),
         "force_rmse": float(np.sqrt((error**2).mean()) * MILLI),
         "force_cosine": float(cosine.mean()) if len(cosine) else None,
-        "per_element": {chemical_symbols[z]: float(np.abs(error[numbers == z]).mean() * MILLI) for z in np.unique(numbers)},
-        "per_source": {str(s): {"force_mae": float(np.abs(error[source == s]).mean() * MILLI)} for s in np.unique(source)},
+        "per_element": {chemical_symbols[z]: _mean(error[numbers == z]) for z in np.unique(numbers)},
+        "per_source": {data.sources[s] or "not stated": {"force_mae": _mean(error[source == s])} for s in np.unique(source)},
         "parity": {"reference": labels.ravel(), "predicted": forces.ravel()},
     }
+
+
+def _mean(error: np.ndarray) -> float:
+    """Mean absolute error in milli-units."""
+    return float(np.abs(error).mean() * MILLI)
 
 
 def _energy_errors(energies: np.ndarray, data: Dataset) -> dict[str, Any]:

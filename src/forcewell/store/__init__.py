@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from forcewell.sources import SOURCES, layout_of
 from forcewell.store.reading import Dataset, MemoryData, Store
 from forcewell.store.references import ReferenceFit, reference_fits, references
 from forcewell.store.writing import StoreWriter
+from forcewell.system import Block
 
 __all__ = ["Dataset", "MemoryData", "ReferenceFit", "Store", "StoreWriter", "open_data", "reference_fits", "references"]
 
@@ -19,7 +21,7 @@ def open_data(path: str | os.PathLike[str], **options: Any) -> Dataset:
     """A store folder memory-mapped; an extended XYZ file or an .npz (MD17, rMD17, QM9, QM7-X or generic layout) in memory.
 
     options: as of the source's ``read``, e.g. ``energy_unit="kcal/mol"`` for a generic .npz; stores take none.
-    Raises InputError where there is nothing at ``path`` or it is none of these.
+    Raises InputError where there is nothing at ``path``, it is none of these, or its structures cannot be (``Block.validate``).
     """
     path = Path(path)
     if path.is_dir():
@@ -28,4 +30,10 @@ def open_data(path: str | os.PathLike[str], **options: Any) -> Dataset:
         return Store(path)
     if not path.exists():
         raise InputError(f"{path} does not exist; give a store, an extended XYZ file or an .npz file")
-    return MemoryData(SOURCES[layout_of(path)].read([path], **options), name=str(path))
+    return MemoryData(_validated(SOURCES[layout_of(path)].read([path], **options)), name=str(path))
+
+
+def _validated(blocks: Iterator[Block]) -> Iterator[Block]:
+    for block in blocks:
+        block.validate()
+        yield block
