@@ -120,7 +120,9 @@ def load_model(path: str | Path) -> tuple[Potential, dict[str, Any]]:
         references={level: np.array(values) for level, values in description["references"].items()},
         elements=description["elements"],
     )
-    potential.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")})
+    weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    potential.to(next(iter(weights.values())).dtype)  # a model trained in float64 stays one
+    potential.load_state_dict(weights)
     return potential.eval(), description
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,7 @@ app = App(
     name="forcewell",
     version=__version__,
     help="Force-centric pre-training, fine-tuning, simulation and evaluation of models of 3D molecules.",
+    suppress_keyboard_interrupt=False,  # main says how to go on
 )
 app.command(data_commands.app)
 app.command(simulate)
@@ -143,7 +145,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    # Of several processes of one run, which all stop for the same reason, the first one speaks.
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,29 @@ CONSOLE = Console(highlight=False, soft_wrap=True)
 def say(text: str) -> None:
     """One line to the person at the terminal."""
     CONSOLE.print(text, markup=False)
+
+
+class Counting:
+    """A bar over things that are counted (``unit``), with their rate and the time left; silent without a terminal."""
+
+    def __init__(self, title: str, total: int, unit: str) -> None:
+        self._unit, self._began = unit, time.monotonic()
+        columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
+        rest = (TextColumn("{task.fields[rate]}"), TextColumn("left"), TimeRemainingColumn())
+        self._progress = Progress(*columns, *rest, console=CONSOLE, disable=not CONSOLE.is_terminal)
+        self._task = self._progress.add_task(title, total=total, rate="")
+
+    def __enter__(self) -> Counting:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def update(self, done: int) -> None:
+        """``done`` of them so far."""
+        rate = done / max(1e-9, time.monotonic() - self._began)
+        self._progress.update(self._task, completed=done, rate=f"{rate:.0f} {self._unit}/s")
 
 
 class TrainingDisplay:
@@ -44,16 +68,18 @@ class TrainingDisplay:
         self._progress.stop()
 
     def report(self, step: int, line: dict[str, Any]) -> None:
-        """Shows one line of the log."""
+        """Shows how far it is, and one line of the log (kind "train" or "validation"; "step" is only progress)."""
         if not self.enabled:
+            return
+        self._progress.update(self._task, completed=step)
+        if line["kind"] == "step":
             return
         if line["kind"] == "train":
             self._rate = line["molecules_per_second"]
             status = f"{self._rate:.0f} molecules/s  loss {line['loss']:.4g}"
-            self._progress.update(self._task, completed=step, status=status)
+            self._progress.update(self._task, status=status)
             return
         forces = f"  forces {line['force_mae']:.1f} meV/Å" if "force_mae" in line else ""
         best = "  (best)" if line["best"] else ""
         throughput = f"  {self._rate:.0f} molecules/s" if self._rate else ""
         say(f"step {step:>6}/{self.steps}  validation loss {line['loss']:.5f}{forces}{throughput}{best}")
-        self._progress.update(self._task, completed=step)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from rich.progress import Progress
-
 from forcewell.checkpoint import load_model, training_hashes, write_bytes
-from forcewell.display import CONSOLE, say
+from forcewell.display import Counting, say
 from forcewell.evaluate.errors import evaluate
 from forcewell.overlap import geometry_hashes, overlap
 from forcewell.simulate_command import check_device
@@ -22,9 +20,8 @@ def evaluate_file(model: Path, data: Path, out: Path | None, level: str | None, 
     """
     potential = load_model(model)[0].to(check_device(device))
     dataset = open_data(data)
-    with Progress(console=CONSOLE, disable=not CONSOLE.is_terminal) as progress:
-        task = progress.add_task("evaluating", total=len(dataset))
-        result = evaluate(potential, dataset, level=level, progress=lambda done: progress.update(task, completed=done))
+    with Counting("evaluating", len(dataset), "conformations") as bar:
+        result = evaluate(potential, dataset, level=level, progress=bar.update)
     result.pop("parity", None)
     first = dataset.block(range(min(len(dataset), 20_000)))
     result["training_overlap"] = overlap(geometry_hashes(first), training_hashes(model))

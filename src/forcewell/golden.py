@@ -7,6 +7,7 @@ outputs (``energy``, ``forces``, ``encoder_x``, ``encoder_v``, ``noise_pred``), 
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,10 @@ def compare(path: Path) -> dict[str, float]:
     Values stored as NaN are not defined and are left out. Raises InputError for a file of another layout or model.
     """
     hyperparameters, arrays = _read(path)
-    potential, scale, shift = _build(hyperparameters, arrays, path)
+    try:
+        potential, scale, shift = _build(hyperparameters, arrays, path)
+    except (KeyError, RuntimeError) as error:
+        raise InputError(f"{path}: its settings and parameters are not those of one model ({' '.join(str(error).split())[:200]})") from None
     systems = sorted({name.split("/")[0] for name in arrays if name.endswith("/pos")})
     errors: dict[str, float] = {}
     for system in systems:
@@ -66,7 +70,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         hyperparameters = json.loads(description.read_text())["hyperparameters"]
-    except (ValueError, KeyError, OSError, EOFError) as error:
+    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not a readable golden file ({error})") from None
     return hyperparameters, arrays
 

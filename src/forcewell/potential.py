@@ -174,7 +174,7 @@ class Potential(nn.Module):
                 stresses.append(out.stress.detach().cpu().numpy())
         result: dict[str, Any] = {"energy": np.concatenate(energies) if energies else np.zeros(0), "forces": forces}
         if stress:
-            result["stress"] = np.concatenate(stresses)
+            result["stress"] = np.concatenate(stresses) if stresses else np.zeros((0, 3, 3))
         return result
 
 

@@ -48,7 +48,7 @@ class Plan(BaseModel):
     timestep: float = 0.5  # fs
     replicas: int = 8
     langevin_ps: float = 2.0
-    nve_ps: float = 0.5
+    nve_ps: float = 0.4
 
 
 def results(out: Path, plan: Plan, stores: Mapping[str, Path], seconds: float) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -239,7 +239,8 @@ def _claimed(config: RunConfig, out: Path, resume: bool, fabric: Any) -> Iterato
 def _claim(config: RunConfig, out: Path, resume: bool, fabric: Any) -> bool:
     """Makes the run folder, or checks that it is the run to be resumed; False where nothing of it was saved yet."""
     file, text = out / "config.yaml", dump_config(config)
-    if fabric.is_global_zero:
+
+    def claim() -> None:
         if resume:
             if not file.is_file():
                 raise InputError(f"{out} is not a run (no config.yaml); start without --resume")
@@ -251,24 +252,40 @@ def _claim(config: RunConfig, out: Path, resume: bool, fabric: Any) -> bool:
                 )
         elif file.exists():
             raise InputError(f"{out} already holds a run; add --resume to continue it, or use another --out")
-        out.mkdir(parents=True, exist_ok=True)
-        if not resume:
+        else:
+            out.mkdir(parents=True, exist_ok=True)
             write_bytes(file, text.encode())
-    fabric.barrier()
+
+    _first(fabric, claim)
     begun = resume and has_state(out)
     if resume and not begun and fabric.is_global_zero:
         say(f"{out} was stopped before its first save; starting it from the beginning")
     return begun
 
 
+def _first(fabric: Any, work: Callable[[], None]) -> None:
+    """Does ``work`` in process 0 while the others wait; a mistake that it finds ends all of them."""
+    problem = ""
+    if fabric.is_global_zero:
+        try:
+            work()
+        except (InputError, OSError) as error:
+            problem = str(error)
+    problem = fabric.broadcast(problem)
+    if problem:
+        raise InputError(problem)
+
+
 def _unpack(config: RunConfig, out: Path, fabric: Any) -> None:
     """Imports bundled data once, before the other processes open them."""
     paths = [entry.path for entry in config.data] + [config.validation.path or ""]
-    if fabric.is_global_zero:
+
+    def unpack() -> None:
         for path in paths:
             if path.startswith("bundled:"):
                 bundled(path.removeprefix("bundled:"), out / "data")
-    fabric.barrier()
+
+    _first(fabric, unpack)
 
 
 def _elements(sources: Sequence[Source]) -> list[int]:

@@ -113,7 +113,7 @@ class Block:
         return System(arrays, self.source, self.level, str(self.molecule[index]), str(self.smiles[index]), properties)
 
     def validate(self) -> None:
-        """Raises InputError, naming the first conformation, for NaN positions, unknown elements or overlapping atoms."""
+        """Raises InputError, naming the first conformation, for NaN positions, unknown elements, overlapping atoms or bad cells."""
         numbers, positions = self.arrays["numbers"], self.arrays["positions"]
         owner = np.repeat(np.arange(len(self)), self.counts)
         where = self.source or "structure"
@@ -126,6 +126,7 @@ class Block:
         bad = ~np.isfinite(positions).all(axis=1)
         if bad.any():
             raise InputError(f"{where}: conformation {owner[np.argmax(bad)]} has coordinates that are NaN or infinite")
+        self._validate_cells(where)
         for count in np.unique(self.counts[self.counts > 1]):
             rows = np.flatnonzero(self.counts == count)
             # A chunk of 4096 twenty-atom molecules holds its squared distances in 13 MB.
@@ -140,6 +141,24 @@ class Block:
                         f"{where}: conformation {chunk[worst]} has two atoms on top of each other "
                         f"({closest[worst]:.3f} Å apart); is the length unit right?"
                     )
+
+    def _validate_cells(self, where: str) -> None:
+        """Raises InputError where a periodic conformation has no usable cell, or an atom on top of an image of one."""
+        if "pbc" not in self.arrays or not self.arrays["pbc"].any():
+            return
+        from vesin import NeighborList
+
+        pairs, offsets = NeighborList(cutoff=OVERLAP, full_list=False), self.offsets
+        for m in np.flatnonzero(self.arrays["pbc"].any(axis=1)):
+            periodic, cell = self.arrays["pbc"][m], self.arrays["cell"][m] if "cell" in self.arrays else np.zeros((3, 3))
+            # Vesin would divide by zero on a NaN, and end the process.
+            if not np.isfinite(cell).all() or np.linalg.matrix_rank(cell[periodic], tol=1e-3) < periodic.sum():
+                raise InputError(f"{where}: conformation {m} is periodic, so its cell needs finite, independent lattice vectors")
+            points = self.arrays["positions"][offsets[m] : offsets[m + 1]]
+            if len(pairs.compute(points=points, box=cell, periodic=periodic.tolist(), quantities="d")[0]):
+                raise InputError(
+                    f"{where}: conformation {m} has an atom on top of another or of its periodic image; are the cell and the unit right?"
+                )
 
 
 @dataclass(slots=True)

@@ -258,11 +258,19 @@ def _precision(potential: Potential, model: Potential) -> Check:
 
 
 def small_potential(name: str, seed: int = 0) -> Potential:
-    """A small random model of an encoder (32 channels, 2 layers), for checks."""
+    """A small random model of an encoder (32 channels, 2 layers), for checks.
+
+    Biases, which start at zero, are drawn too: without them filters vanish at the cutoff, and a hard cutoff hides.
+    """
     torch.manual_seed(seed)
     settings = {"name": name, "channels": 32, "layers": 2, "heads": 4, "radial": 16, "elements": 20}
     encoder(**settings)  # refuses an unknown name before anything is built
-    return Potential({"encoder": settings})
+    potential = Potential({"encoder": settings})
+    with torch.no_grad():
+        for parameter in potential.parameters():
+            if parameter.dim() == 1:
+                parameter += 0.2 * torch.randn_like(parameter)
+    return potential
 
 
 def main(arguments: list[str] | None = None) -> int:

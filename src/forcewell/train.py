@@ -80,6 +80,7 @@ def train(run: Trainer, resume: bool = False) -> dict[str, Any]:
         run.step += 1
         seen += len(batch) * run.fabric.world_size
         run.seconds = offset + time.monotonic() - started
+        run.report(run.step, {"kind": "step"})
         if run.step % run.log_every == 0 or run.step == run.steps:
             rate = seen / (time.monotonic() - since)
             since, seen = time.monotonic(), 0
@@ -189,26 +190,45 @@ def _log(run: Trainer, line: dict[str, Any]) -> None:
 
 
 def _stop(run: Trainer, model: Potential, batch: Batch | None) -> None:
-    """Names and saves this process's conformations whose forces or labels spoil the loss (all, if none does alone)."""
-    if batch is None:
-        raise InputError(f"step {run.step}: the loss is not finite on another process, which names the conformations")
-    forces, labels = model(batch).forces, batch.targets.forces
-    assert forces is not None
-    missing = torch.isnan(labels)
-    # A label of 1e20 eV/Å is finite, but its square is not.
-    finite = (torch.isfinite(forces) & torch.isfinite(batch.positions) & (missing | torch.isfinite((forces - labels) ** 2))).all(dim=1)
-    bad = torch.zeros(len(batch), device=finite.device).index_add(0, batch.molecule, (~finite).float()) > 0
-    guilty = batch.take(bad if bool(bad.any()) else torch.ones_like(bad))
-    names = [run.loader.sources[s].name for s in guilty.source.tolist()]
-    samples = [f"{name} #{index}" for name, index in zip(names, guilty.index.tolist(), strict=True)]
-    rank = f"-process-{run.fabric.global_rank}" if run.fabric.world_size > 1 else ""
-    path = run.directory / f"nonfinite-step-{run.step}{rank}.xyz"
-    _write_frames(path, guilty, samples)
-    shown = ", ".join(samples[:8]) + (f" and {len(samples) - 8} more" if len(samples) > 8 else "")
+    """Names and saves the conformations whose forces or labels spoil the loss (all, if none does alone).
+
+    Every process comes here with its own part of the batch; together they give one message.
+    """
+    guilty = None if batch is None else batch.take(_spoiled(model, batch))
+    if not any(_from_all(run, 0 if guilty is None else len(guilty))):
+        guilty = batch
+    where, names = "", []
+    if guilty is not None and len(guilty):
+        sources = [run.loader.sources[s].name for s in guilty.source.tolist()]
+        names = [f"{name} #{index}" for name, index in zip(sources, guilty.index.tolist(), strict=True)]
+        rank = f"-process-{run.fabric.global_rank}" if run.fabric.world_size > 1 else ""
+        path = run.directory / f"nonfinite-step-{run.step}{rank}.xyz"
+        _write_frames(path, guilty, names)
+        where = str(path)
+    found = _from_all(run, (names, where))
+    names, places = [name for part, _ in found for name in part], ", ".join(place for _, place in found if place)
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     raise InputError(
-        f"step {run.step}: the loss is not finite; conformations: {shown}; saved to {path}; "
+        f"step {run.step}: the loss is not finite; conformations: {shown}; saved to {places}; "
         "check them (forcewell data check) or lower optimiser.learning_rate"
     )
+
+
+def _spoiled(model: Potential, batch: Batch) -> Tensor:
+    """(M,) mask of conformations with forces, positions or squared errors that are not finite."""
+    forces, labels = model(batch).forces, batch.targets.forces
+    assert forces is not None
+    # A label of 1e20 eV/Å is finite, but its square is not.
+    finite = torch.isfinite(forces) & torch.isfinite(batch.positions) & (torch.isnan(labels) | torch.isfinite((forces - labels) ** 2))
+    return torch.zeros(len(batch), device=finite.device).index_add(0, batch.molecule, (~finite.all(dim=1)).float()) > 0
+
+
+def _from_all(run: Trainer, value: Any) -> list[Any]:
+    """The value that each process gives, in the order of their ranks."""
+    values = [value] * run.fabric.world_size
+    if run.fabric.world_size > 1:
+        torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def _write_frames(path: Path, batch: Batch, samples: Sequence[str]) -> None:

@@ -30,10 +30,13 @@ def open_data(path: str | os.PathLike[str], **options: Any) -> Dataset:
         return Store(path)
     if not path.exists():
         raise InputError(f"{path} does not exist; give a store, an extended XYZ file or an .npz file")
-    return MemoryData(_validated(SOURCES[layout_of(path)].read([path], **options)), name=str(path))
+    return MemoryData(_validated(SOURCES[layout_of(path)].read([path], **options), path), name=str(path))
 
 
-def _validated(blocks: Iterator[Block]) -> Iterator[Block]:
+def _validated(blocks: Iterator[Block], path: Path) -> Iterator[Block]:
     for block in blocks:
-        block.validate()
+        try:
+            block.validate()
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
         yield block

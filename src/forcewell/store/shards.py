@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder / MANIFEST} is not a Forcewell manifest")
     if manifest.get("version") != VERSION:
         raise InputError(f"{folder} has store version {manifest.get('version')}; this Forcewell reads version {VERSION}")
+    if manifest.pop("sha256", None) != manifest_digest(manifest):
+        raise InputError(f"{folder / MANIFEST} is damaged (its SHA-256 does not match); import the data again or restore the file")
     return manifest
+
+
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest's content, its own "sha256" left out."""
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def shard_of(batch: Any) -> Shard:

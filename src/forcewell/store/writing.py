@@ -17,7 +17,7 @@ from forcewell.errors import InputError
 from forcewell.fields import FIELDS
 from forcewell.store.reading import Store
 from forcewell.store.references import reference_fits
-from forcewell.store.shards import FORMAT, MANIFEST, VERSION, batch_of, read_manifest, sha256
+from forcewell.store.shards import FORMAT, MANIFEST, VERSION, batch_of, manifest_digest, read_manifest, sha256
 from forcewell.system import Block
 
 # A shard is as large as all before it, within these bounds: a killed import loses little, and 16 M conformations
@@ -176,7 +176,7 @@ class StoreWriter:
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
         temporary = self.path / f"{MANIFEST}.tmp"
-        text = json.dumps(manifest, indent=1, ensure_ascii=False)
+        text = json.dumps({**manifest, "sha256": manifest_digest(manifest)}, indent=1, ensure_ascii=False)
         with _removed_on_error(temporary), open(temporary, "w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()

@@ -1,0 +1,141 @@
+"""Configurations: recipes, ``--set``, and mistakes that are told with the nearest valid key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_runs import settings, write_yaml
+
+from forcewell.config import RunConfig, dump_config, load_config, recipes
+from forcewell.errors import InputError
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_recipes_are_valid_and_round_trip(name: str, tmp_path: Path) -> None:
+    config = load_config(name)
+    assert config.data and config.training.steps > 0
+    (tmp_path / "c.yaml").write_text(dump_config(config), encoding="utf-8")
+    assert load_config(str(tmp_path / "c.yaml")) == config
+
+
+def test_recipes_are_the_papers() -> None:
+    """ET-OREO section 3.5: 256/8/8/64, rate 1e-4, plateau 0.8 after 30, 468,750 steps of 32."""
+    assert {"et-ore", "et-oreo", "et-oreo-faithful", "quickstart", "quickstart-finetune"} <= set(recipes())
+    for name in ("et-ore", "et-oreo", "et-oreo-faithful"):
+        config = load_config(name)
+        encoder, optimiser = config.model.encoder, config.optimiser
+        assert (encoder.channels, encoder.layers, encoder.heads, encoder.radial) == (256, 8, 8, 64)
+        assert (optimiser.learning_rate, optimiser.plateau_factor, optimiser.plateau_patience) == (1e-4, 0.8, 30)
+        assert (config.training.steps, config.training.batch_size, config.objectives) == (468_750, 32, name)
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "value"),
+    [
+        ("training.steps=1000", ("training", "steps"), 1000),
+        ("optimiser.learning_rate=1e-3", ("optimiser", "learning_rate"), 1e-3),
+        ("optimiser.gradient_clip=null", ("optimiser", "gradient_clip"), None),
+        ("new_elements=true", ("new_elements",), True),
+        ("model.encoder.cutoff=6", ("model", "encoder", "cutoff"), 6.0),
+        ("hardware.devices=4", ("hardware", "devices"), 4),
+        ("level=wB97X/6-31G(d)", ("level",), "wB97X/6-31G(d)"),
+        ("objectives=et-ore", ("objectives",), "et-ore"),
+        ("objectives={forces: {weight: 2.0}}", ("objectives",), {"forces": {"weight": 2.0}}),
+        ("validation={by: time, fraction: 0.2}", ("validation", "by"), "time"),
+    ],
+)
+def test_set(change: str, path: tuple[str, ...], value: object) -> None:
+    found: object = load_config("quickstart", [change])
+    for name in path:
+        found = getattr(found, name)
+    assert found == value and type(found) is type(value)
+
+
+def test_set_data() -> None:
+    """One file by its name alone; one source of several; a further source at the end; several changes in order."""
+    assert [entry.path for entry in load_config("quickstart", ["data=my.xyz"]).data] == ["my.xyz"]
+    config = load_config("quickstart", ["data.0.weight=7", "data.1.path=other.fw"])
+    assert [(entry.path, entry.weight) for entry in config.data] == [("bundled:qm9", 7.0), ("other.fw", load_config("quickstart").data[1].weight)]
+    assert [entry.path for entry in load_config("quickstart", ["data.2={path: third.fw}"]).data][2:] == ["third.fw"]
+    assert load_config("quickstart", ["training.steps=3", "training.steps=4"]).training.steps == 4
+    assert [entry.path for entry in load_config("quickstart", ["data=[{path: a.fw}, {path: b.fw, maximum: 9}]"]).data] == ["a.fw", "b.fw"]
+
+
+def test_data_shorthand_in_a_file(tmp_path: Path) -> None:
+    assert load_config(str(write_yaml(tmp_path / "c.yaml", {"data": "my.xyz"}))).data[0].path == "my.xyz"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["trainig.steps=2"], ["unknown key 'trainig'", "did you mean 'training'?"]),
+        (["training.stepz=2"], ["unknown key 'training.stepz'", "did you mean 'training.steps'?", "batch_size"]),
+        (["model.encoder.chanels=2"], ["did you mean 'model.encoder.channels'?"]),
+        (["data.0.wieght=2"], ["unknown key 'data.0.wieght'", "did you mean 'data.weight'?"]),
+        (["optimizer.learning_rate=1"], ["did you mean 'optimiser'?"]),
+        (["training.steps=many"], ["training.steps", "valid integer", "'many'"]),
+        (["training.steps=0"], ["training.steps", "greater than 0"]),
+        (["training.steps=2.5"], ["training.steps", "2.5"]),
+        (["optimiser.learning_rate=-1"], ["optimiser.learning_rate", "greater than 0"]),
+        (["hardware.precision=16"], ["hardware.precision", "32-true"]),
+        (["exclude=foo"], ["exclude", "benchmark"]),
+        (["training=5"], ["training", "5"]),
+        (["seed=-1"], ["seed", "greater than or equal to 0"]),
+        (["seed=.nan"], ["seed"]),
+        (["optimiser.learning_rate=.nan"], ["optimiser.learning_rate"]),
+        (["optimiser.learning_rate=.inf"], ["optimiser.learning_rate"]),
+        (["data=[]"], ["data", "at least 1"]),
+        (["data=5"], ["data", "5"]),
+        (["data.7.path=x"], ["'7' is not an entry of a list of 2"]),
+        (["training.steps"], ["expected key=value"]),
+        (["=3"], ["expected key=value"]),
+        (["training.steps=[1"], ["not plain YAML"]),
+        (["level=!!python/object/apply:os.system ['echo']"], ["not plain YAML"]),
+        (["objectives.forces.weight=2"], ["objectives is 'et-oreo' here", "as a whole"]),
+        (["data=a.xyz", "data.0.weight=2"], ["data is 'a.xyz' here"]),
+    ],
+)
+def test_mistakes_are_told_in_one_line(changes: list[str], words: list[str]) -> None:
+    with pytest.raises(InputError) as told:
+        load_config("quickstart", changes)
+    print(told.value)
+    assert "\n" not in str(told.value)
+    assert [word for word in words if word not in str(told.value)] == []
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "just words", "", "7", "data: [\n", "data: &a [*a]\n", "\t- x", "1: 2\ndata: x\n", "data: [a.xyz]"])
+def test_files_that_are_no_configuration(text: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError) as told:
+        load_config(str(tmp_path / "c.yaml"))
+    print(told.value)
+    assert "c.yaml" in str(told.value)
+
+
+def test_a_yaml_tag_runs_nothing(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    text = f"data: !!python/object/apply:os.system ['touch {marker}']\n"
+    yaml.unsafe_load(text)
+    assert marker.exists()  # the control: the tag is a working attack
+    marker.unlink()
+    (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match="not plain YAML"):
+        load_config(str(tmp_path / "c.yaml"))
+    assert not marker.exists()
+
+
+def test_missing_files_and_recipes(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"did you mean 'quickstart'\?"):
+        load_config("quickstat")
+    with pytest.raises(InputError, match=r"nope\.yaml does not exist"):
+        load_config(str(tmp_path / "nope.yaml"))
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="is not text"):
+        load_config(str(tmp_path / "binary.yaml"))
+
+
+def test_the_tiny_configuration_of_these_tests_is_valid(tmp_path: Path) -> None:
+    config = load_config(str(write_yaml(tmp_path / "c.yaml", settings("a.fw", training={"steps": 5}))))
+    assert isinstance(config, RunConfig) and config.training.steps == 5 and config.training.batch_size == 4

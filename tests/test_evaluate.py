@@ -1,0 +1,126 @@
+"""``forcewell evaluate``: the figures in its JSON are those of a calculation by hand."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import numpy as np
+import pytest
+from tiny_runs import MODEL, ethanol, npz, small_store, succeed
+
+import forcewell as fw
+from forcewell.system import System
+from forcewell.units import KCAL_PER_MOL
+
+
+def by_hand(systems: Sequence[System], energies: np.ndarray, forces: Sequence[np.ndarray]) -> dict[str, float]:
+    """Figures from ``Potential.predict``, one molecule at a time, against labels in eV and eV/Å."""
+    potential = fw.load(MODEL)
+    out = [potential.predict([system]) for system in systems]
+    errors = np.concatenate([(o["forces"][0] - f).ravel() for o, f in zip(out, forces, strict=True)])
+    groups: dict[tuple[int, ...], list[float]] = defaultdict(list)
+    for system, o, energy in zip(systems, out, energies, strict=True):
+        groups[tuple(sorted(system.numbers.tolist()))].append(float(o["energy"][0] - energy))
+    shifted = np.concatenate([np.array(group) - np.mean(group) for group in groups.values() if len(group) > 1])
+    return {
+        "force_mae": 1000 * float(np.abs(errors).mean()),
+        "force_rmse": 1000 * float(np.sqrt((errors**2).mean())),
+        "energy_mae": 1000 * float(np.abs(shifted).mean()),
+        "n_conformations": len(systems),
+        "n_atoms": sum(len(system) for system in systems),
+    }
+
+
+def compare(found: dict[str, Any], expected: dict[str, float], name: str) -> None:
+    worst = max(abs(found[key] / value - 1) for key, value in expected.items())
+    print(f"{name}: {', '.join(f'{key} {found[key]:.4g}' for key in expected)}; within {worst:.1e} relative of the hand calculation")
+    assert found["n_conformations"] == expected["n_conformations"] and found["n_atoms"] == expected["n_atoms"]
+    # Batches sum float32 in another order than single molecules; the energies' 1e-7 of 10 eV is 1e-5 of their error.
+    assert worst < 1e-4
+
+
+def evaluated(data: Path, out: Path) -> dict[str, Any]:
+    succeed("evaluate", MODEL, data, "--json", out)
+    return json.loads(out.read_text(encoding="utf-8"))
+
+
+def frames(count: int) -> tuple[list[System], np.ndarray, np.ndarray]:
+    """Bundled ethanol frames in eV and Å, converted here."""
+    data = npz("rmd17_ethanol_test_01.npz")
+    numbers = data["nuclear_charges"].astype(np.uint8)
+    systems = [System({"numbers": numbers, "positions": x.astype(np.float64)}) for x in data["coords"][:count]]
+    return systems, data["energies"][:count].astype(np.float64) * KCAL_PER_MOL, data["forces"][:count] * KCAL_PER_MOL
+
+
+def test_rmd17_file(tmp_path: Path) -> None:
+    found = evaluated(ethanol(tmp_path / "rmd17_ethanol.npz", 60), tmp_path / "errors.json")
+    assert {"force_mae", "force_rmse", "energy_mae", "n_conformations", "n_atoms"} <= found.keys()
+    assert found["n_conformations"] == 60 and found["n_atoms"] == 540 and found["training_overlap"] == 0.0
+    compare(found, by_hand(*frames(60)), "ethanol (.npz)")
+    assert set(found["per_element"]) == {"H", "C", "O"}
+    assert np.average([found["per_element"][s] for s in "HCO"], weights=[6, 2, 1]) == pytest.approx(found["force_mae"])
+
+
+def test_qm7x_store(tmp_path: Path) -> None:
+    """Several molecules of one composition; labels in the file's own eV."""
+    store = fw.Store(small_store(tmp_path, "qm7x", 80))
+    systems = [store[k] for k in range(len(store))]
+    data = npz("qm7x_hand.npz")
+    sizes = [len(system) for system in systems]
+    forces = [data["forces"][k][: sizes[k]] for k in range(len(store))]
+    for k, system in enumerate(systems):  # nothing of the labels was changed by the import
+        assert (data["z"][k] != 0).sum() == sizes[k] and np.abs(system.arrays["forces"] - forces[k]).max() < 1e-6
+    found = evaluated(tmp_path / "qm7x.fw", tmp_path / "errors.json")
+    compare(found, by_hand(systems, data["energy"][:80].astype(np.float64), forces), "QM7-X (store)")
+    assert found["level"] == "PBE0+MBD"
+    assert found["training_overlap"] > 0.8  # the museum's model has met them
+
+
+def test_extended_xyz_written_by_ase(tmp_path: Path) -> None:
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    systems, energies, forces = frames(30)
+    written = []
+    for system, energy, force in zip(systems, energies, forces, strict=True):
+        atoms = system.to_atoms()
+        atoms.calc = SinglePointCalculator(atoms, energy=float(energy), forces=force)
+        written.append(atoms)
+    ase.io.write(tmp_path / "frames.xyz", written, format="extxyz")
+    compare(evaluated(tmp_path / "frames.xyz", tmp_path / "errors.json"), by_hand(systems, energies, forces), "extended XYZ")
+
+
+def test_partly_labelled_data(tmp_path: Path) -> None:
+    """Atoms without a force and frames without an energy are left out of the means, not counted as zero."""
+    data = npz("rmd17_ethanol_test_01.npz")
+    forces, energies = data["forces"][:20].astype(np.float64), data["energies"][:20].astype(np.float64)
+    forces[:, 3:], energies[10:] = np.nan, np.nan
+    found = evaluated(ethanol(tmp_path / "partly.npz", 20, forces=forces, energies=energies), tmp_path / "errors.json")
+    systems, labels, known = frames(20)
+    predicted = fw.load(MODEL).predict(systems)
+    expected = 1000 * float(np.mean([np.abs(p[:3] - k[:3]) for p, k in zip(predicted["forces"], known, strict=True)]))
+    error = predicted["energy"][:10] - labels[:10]
+    expected_energy = 1000 * float(np.abs(error - error.mean()).mean())
+    print(f"force_mae {found['force_mae']:.4f} and {expected:.4f}, energy_mae {found['energy_mae']:.4f} and {expected_energy:.4f}")
+    assert found["force_mae"] == pytest.approx(expected, rel=1e-4)
+    assert found["energy_mae"] == pytest.approx(expected_energy, rel=1e-4)
+
+
+def test_no_labels_are_no_zeros(tmp_path: Path) -> None:
+    ase.io.write(tmp_path / "bare.xyz", [system.to_atoms() for system in frames(3)[0]], format="extxyz")
+    found = evaluated(tmp_path / "bare.xyz", tmp_path / "errors.json")
+    assert found["force_mae"] is None and found["energy_mae"] is None and found["n_conformations"] == 3
+    assert "no labels to compare with" in succeed("evaluate", MODEL, tmp_path / "bare.xyz")
+
+
+def test_forces_do_not_depend_on_the_level(tmp_path: Path) -> None:
+    data = ethanol(tmp_path / "e.npz", 10)
+    results = []
+    for level in fw.load(MODEL).levels:
+        succeed("evaluate", MODEL, data, "--level", level, "--json", tmp_path / "errors.json")
+        results.append(json.loads((tmp_path / "errors.json").read_text(encoding="utf-8")))
+    assert results[0]["force_mae"] == results[1]["force_mae"] and results[0]["level"] != results[1]["level"]
