@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def refused(folder: Path, *words: Any) -> str:
     before = files(folder)
     line = refuse(*words)
     after = files(folder)
-    assert after == before, {name for name in after.keys() ^ before.keys()}
+    assert after == before, set(after.items() ^ before.items())
     return line
 
 
@@ -243,7 +244,7 @@ def limited(size: int) -> Callable[[], None]:
 
 def on_full_disk(size: int, *words: Any) -> str:
     arguments = [str(PROGRAM), *map(str, words)]
-    done = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT, preexec_fn=limited(size), timeout=120)  # noqa: PLW1509
+    done = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT, preexec_fn=limited(size), timeout=120)
     lines = done.stderr.splitlines()
     print(lines)
     assert done.returncode == 2 and len(lines) == 1 and lines[0].startswith("error: "), done.stderr[-2000:]
@@ -268,3 +269,16 @@ def test_a_full_disk_during_an_import(folder: Path, tmp_path: Path) -> None:
     line = on_full_disk(20_000, "data", "import", "qm7x", folder / "qm7x.npz", "--out", tmp_path / "s.fw")
     assert "File too large" in line
     assert [name for name in files(tmp_path) if name.endswith((".tmp", ".arrow"))] == []
+
+
+def test_import_refuses_forces_of_the_wrong_sign(tmp_path: Path) -> None:
+    """As the check does; nothing of the store is left, and --unchecked imports the same file."""
+    with np.load(resources.files("forcewell.bundled") / "rmd17_ethanol_train_01.npz") as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    arrays["forces"] = -arrays["forces"]
+    np.savez(tmp_path / "rmd17_ethanol.npz", **arrays)
+    words = ["data", "import", "rmd17", str(tmp_path / "rmd17_ethanol.npz"), "--exclude", "none", "--out", str(tmp_path / "a.fw")]
+    assert "wrong sign" in refuse(*words)
+    assert not (tmp_path / "a.fw").exists()
+    succeed(*words, "--unchecked")
+    assert (tmp_path / "a.fw" / "manifest.json").is_file()

@@ -57,7 +57,10 @@ def test_set_data() -> None:
     """One file by its name alone; one source of several; a further source at the end; several changes in order."""
     assert [entry.path for entry in load_config("quickstart", ["data=my.xyz"]).data] == ["my.xyz"]
     config = load_config("quickstart", ["data.0.weight=7", "data.1.path=other.fw"])
-    assert [(entry.path, entry.weight) for entry in config.data] == [("bundled:qm9", 7.0), ("other.fw", load_config("quickstart").data[1].weight)]
+    assert [(entry.path, entry.weight) for entry in config.data] == [
+        ("bundled:qm9", 7.0),
+        ("other.fw", load_config("quickstart").data[1].weight),
+    ]
     assert [entry.path for entry in load_config("quickstart", ["data.2={path: third.fw}"]).data][2:] == ["third.fw"]
     assert load_config("quickstart", ["training.steps=3", "training.steps=4"]).training.steps == 4
     assert [entry.path for entry in load_config("quickstart", ["data=[{path: a.fw}, {path: b.fw, maximum: 9}]"]).data] == ["a.fw", "b.fw"]
@@ -105,7 +108,9 @@ def test_mistakes_are_told_in_one_line(changes: list[str], words: list[str]) -> 
     assert [word for word in words if word not in str(told.value)] == []
 
 
-@pytest.mark.parametrize("text", ["- a\n- b\n", "just words", "", "7", "data: [\n", "data: &a [*a]\n", "\t- x", "1: 2\ndata: x\n", "data: [a.xyz]"])
+@pytest.mark.parametrize(
+    "text", ["- a\n- b\n", "just words", "", "7", "data: [\n", "data: &a [*a]\n", "\t- x", "1: 2\ndata: x\n", "data: [a.xyz]"]
+)
 def test_files_that_are_no_configuration(text: str, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(InputError) as told:

@@ -78,16 +78,22 @@ def test_ancestry_levels_and_configuration(tuned: tuple[Path, str]) -> None:
 def test_predictions_do_not_depend_on_the_token(tuned: tuple[Path, str], tmp_path: Path) -> None:
     """Another token in the file: not a bit of the predictions changes. The control changes the embedding instead."""
     data = npz("rmd17_ethanol_test_01.npz")
-    systems = [System({"numbers": data["nuclear_charges"].astype(np.uint8), "positions": x.astype(np.float64)}) for x in data["coords"][50:53]]
+    systems = [
+        System({"numbers": data["nuclear_charges"].astype(np.uint8), "positions": x.astype(np.float64)}) for x in data["coords"][50:53]
+    ]
     for path in (MODEL, tuned[0] / "model.safetensors"):
         tensors, description = read_tensors(path, "model file")
         expected, changed = fw.load(path).predict(systems), {}
         for name in ("tokens", "embedding.weight"):
-            write_tensors(tmp_path / "m.safetensors", {**tensors, f"model.encoder.{name}": tensors[f"model.encoder.{name}"] + 1.0}, description)
+            write_tensors(
+                tmp_path / "m.safetensors", {**tensors, f"model.encoder.{name}": tensors[f"model.encoder.{name}"] + 1.0}, description
+            )
             out = fw.load(tmp_path / "m.safetensors").predict(systems)
             changed[name] = max(float(np.abs(a - b).max()) for a, b in zip(out["forces"], expected["forces"], strict=True))
             changed[name] = max(changed[name], float(np.abs(out["energy"] - expected["energy"]).max()))
-        print(f"{path.name}: predictions change by {changed['tokens']} with the token, by {changed['embedding.weight']:.2f} with the embedding")
+        print(
+            f"{path.name}: predictions change by {changed['tokens']} with the token, {changed['embedding.weight']:.2f} with the embedding"
+        )
         assert changed["tokens"] == 0.0 < changed["embedding.weight"]
 
 
@@ -127,7 +133,9 @@ def test_minimum_norm_against_numpy() -> None:
         found, found_rank = minimum_norm(block, energies)
         expected = np.linalg.pinv(composition) @ energies
         error = np.abs(found - expected).max()
-        print(f"{len(block)} conformations, rank {found_rank}: within {error:.1e} eV of numpy's pinv, largest {np.abs(expected).max():.1f} eV")
+        print(
+            f"{len(block)} conformations, rank {found_rank}: within {error:.1e} eV of numpy's pinv, largest {np.abs(expected).max():.1f} eV"
+        )
         assert found_rank == rank
         assert error < 1e-9
     assert np.flatnonzero(minimum_norm(one, np.full(20, -9.0))[0]).tolist() == [1, 6, 8]
@@ -141,7 +149,9 @@ def _path(name: str) -> Path:
 
 def test_full_rank_for_many_molecules(folder: Path) -> None:
     store = Store(folder / "qm7x.fw")
-    out = succeed("finetune", configuration(folder, "many", folder / "qm7x.fw", training={"steps": 2}), "--from", MODEL, "--out", folder / "many")
+    out = succeed(
+        "finetune", configuration(folder, "many", folder / "qm7x.fw", training={"steps": 2}), "--from", MODEL, "--out", folder / "many"
+    )
     count = len(store.elements)
     assert f"reference energies of PBE0+MBD: {count} of {count} element energies are fixed by the data" in out
     overlap = float(re.search(r"qm7x: ([\d.]+) % of its conformations were", out).group(1))  # type: ignore[union-attr]

@@ -67,9 +67,8 @@ class Batch:
             array = block.arrays.get(name)
             if array is None:
                 array = np.full((atoms if declared.scope == "atom" else frames, *declared.shape), declared.missing, dtype=declared.stored)
-            tensor = torch.from_numpy(np.ascontiguousarray(array))
-            if not array.flags.writeable:
-                tensor = torch.from_numpy(array.copy())
+            array = np.ascontiguousarray(array)
+            tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
             if tensor.dtype == torch.bool:
                 return tensor
             if name == "energy":

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from forcewell.errors import InputError
+from forcewell.overlap import geometry_hashes
 from forcewell.store import Dataset, open_data
 from forcewell.system import Block
 from forcewell.units import BOHR, HARTREE, KCAL_PER_MOL, KJ_PER_MOL
@@ -121,7 +122,7 @@ def _cheap(dataset: Dataset, where: str) -> Iterator[Finding]:
             yield Finding("error", f"{error} (counted from conformation {start})", where)
             return
         _collect_forces(block, start, sums)
-        sums.hashes.append(_geometry_hashes(block))
+        sums.hashes.append(geometry_hashes(block))
         if loose < 2000:  # conformations whose X-H distances are looked at
             sums.hydrogen.append(_hydrogen_distances(block.take(np.arange(min(len(block), 500)))))
             loose += 500
@@ -183,18 +184,6 @@ def _judge_forces(sums: _Sums, where: str) -> Iterator[Finding]:
         yield Finding(
             severity, "forces do not add up to zero", where, {"largest_net_force_eV_per_A": sums.net, "conformation": sums.net_row}
         )
-
-
-def _geometry_hashes(block: Block) -> np.ndarray:
-    """(F,) uint64 equal for conformations with the same atoms in the same order at the same places within 1e-4 Å."""
-    grid = np.rint(block.arrays["positions"] * 1e4).astype(np.int64).astype(np.uint64)
-    place = (np.arange(len(grid)) - np.repeat(block.offsets[:-1], block.counts)).astype(np.uint64)
-    words = np.concatenate([grid, block.arrays["numbers"][:, None].astype(np.uint64), place[:, None]], axis=1)
-    odd = np.random.default_rng(0).integers(1, 2**63, size=5, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-    mixed = (words * odd).sum(axis=1, dtype=np.uint64)
-    mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0x94D049BB133111EB)
-    return np.add.reduceat(mixed ^ (mixed >> np.uint64(29)), block.offsets[:-1])
 
 
 def _hydrogen_distances(block: Block) -> np.ndarray:

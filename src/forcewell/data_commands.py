@@ -53,6 +53,7 @@ def import_command(
     out: Path,
     exclude: str = "benchmark",
     option: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    unchecked: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Convert files of a data set into a store; the same command continues an import that was interrupted.
 
@@ -73,10 +74,12 @@ def import_command(
         names separated by commas.
     option
         An option of the source as key=value; may be repeated.
+    unchecked
+        Import also what `forcewell data check` finds an error in, e.g. forces of the wrong sign.
     """
     from forcewell.importing import import_source
 
-    done = import_source(source, paths, out, exclude=exclude, options=_pairs(option), progress=True)
+    done = import_source(source, paths, out, exclude=exclude, options=_pairs(option), progress=True, unchecked=unchecked)
     print(f"{out}: {done.kept} conformations ({done.left_out} left out, {done.resumed} read before) in {done.seconds:.1f} s")
 
 

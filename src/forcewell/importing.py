@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from forcewell.bonds import excluded, resolve
+from forcewell.check import check
 from forcewell.errors import InputError, nearest
 from forcewell.sources import SOURCES
 from forcewell.sources.card import Paths, count_conformations
@@ -42,11 +43,13 @@ def import_source(
     options: Mapping[str, Any] | None = None,
     shard_bytes: int | None = None,
     progress: bool = False,
+    unchecked: bool = False,
 ) -> Imported:
     """Reads ``paths`` with a source and writes the store ``out``; an interrupted import of the same settings is continued.
 
     exclude: "benchmark" (aspirin, ethanol, naphthalene, salicylic acid), "none", or names. options: of the source.
     shard_bytes: a fixed shard size instead of the growing one. progress: show a bar with throughput and time left.
+    unchecked: keep data in which ``check`` finds an error, such as forces that are gradients or in another unit.
 
     Raises InputError for unusable data (NaN positions, unknown elements, overlapping atoms), for a store that is complete
     or was begun differently, and when nothing is left after the exclusion. A store begun by a call that fails on bad
@@ -71,6 +74,9 @@ def import_source(
         left_out = _copy(SOURCES[source].read(files, **(options or {})), writer, names, bar)
         if not writer.conformations:
             raise InputError(_nothing_left(source, left_out, names))
+        writer.flush()
+        if not unchecked:  # before the store is marked complete
+            _refuse_errors(Store(out), ", ".join(str(file) for file in files))
         store = writer.finish()
     except InputError:
         if fresh:
@@ -79,6 +85,13 @@ def import_source(
     finally:
         writer.close()
     return Imported(store, len(store), int(store.manifest["left_out"]), resumed, time.perf_counter() - began)
+
+
+def _refuse_errors(store: Store, where: str) -> None:
+    """Raises InputError with the first error that ``check`` finds."""
+    for finding in check(store, where).findings:
+        if finding.severity == "error":
+            raise InputError(f"{str(finding).removeprefix('error: ')}; nothing was imported (--unchecked imports it all the same)")
 
 
 def _settings(source: str, files: Sequence[Path], exclude: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:

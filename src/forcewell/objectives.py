@@ -7,6 +7,7 @@ E_off ‖F(r) - F*‖² + E_eq [ ‖F(r)‖² + E_ε ‖F(r - ε) - κ ε‖² ]
 from __future__ import annotations
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -217,12 +218,29 @@ def build(
     for name, settings in description.items():
         if name not in OBJECTIVES:
             raise InputError(f"objectives: unknown objective {name!r}{nearest(name, OBJECTIVES)} (known: {', '.join(OBJECTIVES)})")
-        known = [f.name for f in dataclasses.fields(OBJECTIVES[name]) if f.name != "sources"]
-        for key in settings or {}:
+        known = {f.name: f.default for f in dataclasses.fields(OBJECTIVES[name]) if f.name != "sources"}
+        given = {}
+        for key, value in (settings or {}).items():
             if key not in known:
                 raise InputError(f"objectives.{name}: unknown setting {key!r}{nearest(key, known)} (known: {', '.join(known)})")
+            given[key] = _checked(f"objectives.{name}.{key}", value, known[key])
         only = None if sources is None or name not in sources else tuple(sources[name])
-        built.append(OBJECTIVES[name](**(settings or {}), sources=only))
+        built.append(OBJECTIVES[name](**given, sources=only))
     if not built:
         raise InputError("objectives: at least one is needed, e.g. forces")
     return tuple(built)
+
+
+def _checked(where: str, value: Any, default: Any) -> bool | float:
+    """A setting's value, of the kind of its default: true or false, or a positive number (also as YAML's text "1e-3")."""
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise InputError(f"{where}: expected true or false, got {value!r}")
+        return value
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise InputError(f"{where}: expected a positive number, got {value!r}")
+    return number

@@ -161,12 +161,13 @@ class Potential(nn.Module):
         """
         converted = [entry if isinstance(entry, System) else System.from_atoms(entry) for entry in systems]
         index = self.level_index(level)
+        if converted:
+            whole = block_of(converted)
+            whole.validate()  # all at once, so that a message counts conformations as the caller does
+            self.check_elements(whole.arrays["numbers"])
         energies, forces, stresses = [], [], []
         for group in _groups(converted, batch_atoms):
-            block = block_of(group)
-            block.validate()
-            self.check_elements(block.arrays["numbers"])
-            batch = Batch.from_block(block, dtype=self.dtype, level=index).to(self.device)
+            batch = Batch.from_block(block_of(group), dtype=self.dtype, level=index).to(self.device)
             out = self(batch, stress=stress)
             energies.append(self.total_energy(out, batch).detach().cpu().numpy())
             forces += [part.numpy() for part in out.forces.detach().cpu().split(batch.counts.tolist())]

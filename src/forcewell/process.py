@@ -1,6 +1,7 @@
 """Settings of this program's own processes; never touched at import, never the user's environment."""
 
 import ctypes
+import signal
 import sys
 
 
@@ -18,3 +19,10 @@ def keep_memory() -> bool:
         return False  # another C library
     mmap_max, trim_threshold, top_pad = -4, -1, -2
     return all(mallopt(*setting) == 1 for setting in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 << 20)))
+
+
+def end_with_parent() -> None:
+    """On Linux, ends this process when the one that started it dies, even by SIGKILL: two would write to one folder."""
+    if sys.platform.startswith("linux"):
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)

@@ -25,7 +25,7 @@ from forcewell.checkpoint import load_model, write_bytes
 from forcewell.config import RunConfig, load_config
 from forcewell.display import CONSOLE, say
 from forcewell.errors import InputError
-from forcewell.process import keep_memory
+from forcewell.process import end_with_parent, keep_memory
 from forcewell.quickstart_report import ARMS, ROLES, Plan, results
 from forcewell.report import write_report
 from forcewell.training_data import bundled
@@ -177,6 +177,7 @@ def _report(out: Path, plan: Plan, stores: Mapping[str, Path], seconds: float) -
 
 
 if __name__ == "__main__":
+    end_with_parent()
     try:
         arm(sys.argv[1], Path(sys.argv[2]))
     except InputError as error:

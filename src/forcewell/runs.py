@@ -211,7 +211,7 @@ def _fabric(config: RunConfig) -> Any:
             accelerator=hardware.accelerator, devices=hardware.devices, num_nodes=hardware.nodes,
             strategy="ddp" if several else "auto", precision=hardware.precision,
         )  # fmt: skip
-    except (MisconfigurationException, RuntimeError, ValueError) as error:
+    except (MisconfigurationException, RuntimeError, ValueError, ImportError) as error:
         raise InputError(f"hardware {hardware.accelerator!r} x {hardware.devices} cannot be used here: {error}") from None
     fabric.launch()
     return fabric

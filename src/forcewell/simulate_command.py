@@ -143,7 +143,7 @@ def _first_of_npz(path: Path) -> System:
         with np.load(path, allow_pickle=False) as data:
             for numbers, positions in (("nuclear_charges", "coords"), ("z", "R"), ("z", "pos")):
                 if numbers in data and positions in data and data[positions].ndim == 3:
-                    return System({"numbers": data[numbers].astype(np.uint8), "positions": data[positions][0].astype(np.float64)})
+                    return Block.shared(data[numbers], data[positions][:1], source=str(path)).system(0)
     except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not a readable .npz file ({str(error).splitlines()[0]})") from None
     raise InputError(f"{path}: has neither nuclear_charges and coords (rMD17) nor z and R (MD17), with positions (F, n, 3)")

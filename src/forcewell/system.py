@@ -212,7 +212,8 @@ class System:
         if "stress" in results:
             from ase.stress import voigt_6_to_full_3x3_stress
 
-            arrays["stress"] = voigt_6_to_full_3x3_stress(results["stress"])
+            stress = np.asarray(results["stress"])  # ASE allows both forms
+            arrays["stress"] = stress if stress.shape == (3, 3) else voigt_6_to_full_3x3_stress(stress)
         arrays = {name: np.asarray(value).astype(FIELDS[name].stored) for name, value in arrays.items()}
         return cls(arrays, level=level)
 
