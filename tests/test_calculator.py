@@ -10,8 +10,8 @@ import torch
 from analytic import ETHANOL, WATER, MorseNetwork
 
 import forcewell.integrators as integrators
-from forcewell.batch import Batch
 from forcewell.ase_calculator import calculator
+from forcewell.batch import Batch
 from forcewell.errors import InputError
 from forcewell.potential import Potential
 

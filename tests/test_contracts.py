@@ -6,6 +6,7 @@ import dataclasses
 import doctest
 import importlib
 import math
+import warnings
 from typing import Any
 
 import ase
@@ -171,8 +172,33 @@ def test_atoms_and_back() -> None:
     assert back.get_potential_energy() == atoms.get_potential_energy()
     assert np.array_equal(back.get_forces(), forces)
     assert np.allclose(back.get_stress(voigt=False), stress + stress.T, rtol=0, atol=1e-15)
+    kept = System.from_atoms(atoms)
+    atoms.positions += 1.0
+    atoms.cell[:] = 0.0
+    assert np.array_equal(kept.positions, back.positions) and np.array_equal(kept.get("cell"), back.cell)
     bare = System.from_atoms(molecule("H2O")).to_atoms()
     assert bare.calc is None and not bare.pbc.any()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("charge", 200, "charge holds 200 to 200, beyond what is possible"),
+        ("spin", -1, "spin holds -1 to -1"),
+        ("charge", 0.5, r"atoms.info\['charge'\] is 0.5; expected a whole number"),
+        ("charge", "none", "expected a whole number"),
+        ("spin", None, "expected a whole number"),
+        ("numbers", [300, 1, 1], "numbers holds 1 to 300"),
+    ],
+)
+def test_impossible_atoms(key: str, value: Any, message: str) -> None:
+    atoms = molecule("H2O")
+    if key == "numbers":
+        atoms.numbers[:] = value
+    atoms.info[key] = value
+    with pytest.raises(InputError, match=message) as caught:
+        System.from_atoms(atoms)
+    print(caught.value)
 
 
 def equal(a: Batch, b: Batch) -> bool:
@@ -192,11 +218,13 @@ def test_a_batch_carries_every_field() -> None:
     assert batch.molecule.tolist() == [0, 0, 0, 1, 2, 2, 2, 2, 2] and batch.offsets.tolist() == [0, 3, 4, 9]
     assert (batch.level.tolist(), batch.source.tolist(), batch.index.tolist()) == ([2, 0, 1], [4, 4, 4], [7, 8, 9])
     assert not batch.role.any() and not batch.condition.any() and torch.isnan(batch.targets.noise_target).all()
-    assert equal(batch, Batch.from_systems([block.system(k) for k in range(3)], dtype=torch.float64, level=[2, 0, 1], source=4, index=[7, 8, 9]))
+    systems = [block.system(k) for k in range(3)]
+    assert equal(batch, Batch.from_systems(systems, dtype=torch.float64, level=[2, 0, 1], source=4, index=[7, 8, 9]))
 
 
 def test_a_batch_does_not_share_memory_it_could_spoil() -> None:
     """Read-only arrays (a memory map) become tensors that may be written to, without a warning from torch."""
+    warnings.simplefilter("error")
     block = filled([3])
     for array in block.arrays.values():
         array.flags.writeable = False

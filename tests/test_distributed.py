@@ -62,7 +62,7 @@ def test_torchrun(folder: Path) -> None:
     config = write_yaml(folder / "f.yaml", settings(data, objectives="et-ore", training=training))
     succeed("finetune", config, "--from", MODEL, "--out", folder / "f-one")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={29500 + os.getpid() % 1000}"]
-    words = ["finetune", config, "--from", MODEL, "--out", folder / "f-two", "--set", "hardware.devices=2"]
+    words = ["finetune", config, "--from", MODEL, "--out", folder / "f-two"]
     done = subprocess.run([*command, str(PROGRAM), *map(str, words)], capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     compare(folder / "f-one", folder / "f-two")

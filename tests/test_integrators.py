@@ -15,8 +15,8 @@ from ase.md.nose_hoover_chain import NoseHooverChainNVT
 from ase.md.verlet import VelocityVerlet
 
 import forcewell.integrators as integrators
-from forcewell.batch import Batch
 from forcewell.ase_calculator import calculator
+from forcewell.batch import Batch
 from forcewell.evaluate.conservation import conservation
 from forcewell.units import ACCELERATION, BOLTZMANN, thermal_energy
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import ase
 import numpy as np
 import pytest
 import torch
 
 from forcewell.batch import Batch
 from forcewell.errors import InputError
+from forcewell.graph import neighbours
 from forcewell.nn import EquivariantScalar, encoder
 from forcewell.nn.activation import silu
 from forcewell.potential import Potential
@@ -23,7 +27,7 @@ GOLDEN = ("et_tmd", "et_tmd_vector_cutoff", "et_tmd_lower_cutoff", "et_noisynode
 SMALL = {"name": "equivariant-transformer", "channels": 32, "layers": 2, "heads": 4, "radial": 16, "elements": 20}
 
 
-def potential(seed: int = 0, **settings: object) -> Potential:
+def potential(seed: int = 0, **settings: Any) -> Potential:
     """A small random float64 model; ``settings`` of its encoder. Biases, zero in a fresh model, are drawn too: with zero
     biases the filters vanish at the cutoff, and a forgotten bias would not show."""
     torch.manual_seed(seed)
@@ -177,7 +181,7 @@ def test_any_number_of_neighbours() -> None:
         model.encoder(single([numbers[k] for k in kept], positions[kept])).scalars[0]
         for kept in (list(range(81)), rest)  # atom 0 is the first of both
     ]
-    change = float((features[0] - features[1]).abs().max())
+    change = float((features[0] - features[1]).detach().abs().max())
     order = rng.permutation(81)
     shuffled = model(single([numbers[k] for k in order], positions[order]))
     error = float((whole.energy - shuffled.energy).abs().max())
@@ -233,6 +237,70 @@ def plain_energy(model: Potential, batch: Batch) -> float:
         x, gate = block.gate(act(block.mix(torch.cat([x, norms], 1)))).chunk(2, 1)
         x, v = (act(x) if block.activate else x), block.vector_map(v) * gate[:, None]
     return float(x.sum())
+
+
+def images(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float) -> set[tuple[int, int, int, int, int]]:
+    """Every (receiver, sender, shift) within the cutoff, by trying all shifts up to 6 cells away."""
+    found = set()
+    reach = [range(-6, 7) if periodic else range(1) for periodic in pbc]
+    for shift in itertools.product(*reach):
+        gaps = positions[None] + np.asarray(shift) @ cell - positions[:, None]
+        near = np.linalg.norm(gaps, axis=2) < cutoff
+        if shift == (0, 0, 0):
+            near[np.diag_indices(len(positions))] = False
+        found |= {(int(i), int(j), *shift) for i, j in np.argwhere(near)}
+    return found
+
+
+CELLS = {
+    "cubic, smaller than the cutoff": (np.eye(3) * 3.1, [True, True, True]),
+    "triclinic": (np.array([[4.1, 0.0, 0.0], [1.7, 4.4, 0.0], [-1.5, 0.6, 3.9]]), [True, True, True]),
+    "left-handed": (np.array([[0.0, 4.1, 0.0], [4.4, 0.0, 0.0], [0.2, 0.6, 4.9]]), [True, True, True]),
+    "slab": (np.array([[4.1, 0.0, 0.0], [0.7, 4.4, 0.0], [0.0, 0.0, 0.0]]), [True, True, False]),
+    "wire": (np.array([[0.0, 0.0, 0.0], [0.0, 4.4, 0.1], [0.0, 0.0, 9.0]]), [False, True, False]),
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_neighbours_of_periodic_atoms(name: str) -> None:
+    """Against a brute-force search over images, with atoms outside the cell."""
+    cell, pbc = CELLS[name]
+    positions = np.array([[0.0, 0.02, 0.0], [0.97, 0.0, 0.03], [-0.24, 0.93, 0.0], [13.3, -9.2, 1.9]])
+    block = Block.shared([8, 1, 1, 6], positions[None], cell=cell[None], pbc=np.array([pbc]))
+    near = neighbours(Batch.from_block(block, dtype=torch.float64), 5.0)
+    pairs = images(positions, cell, np.array(pbc), 5.0)
+    expected = sorted((i, j, float(np.linalg.norm(positions[j] + np.array(shift) @ cell - positions[i]))) for i, j, *shift in pairs)
+    found = sorted(
+        (i, int(near.sender[i, k]), float(near.distances[i, k])) for i in range(4) for k in range(near.mask.shape[1]) if near.mask[i, k] > 0
+    )
+    assert [(i, j) for i, j, _ in found] == [(i, j) for i, j, _ in expected] and len(found) > 20
+    error = max(abs(a[2] - b[2]) for a, b in zip(found, expected, strict=True))
+    print(f"{name}: {len(found)} pairs, distances differ by {error:.1e} Å")
+    assert error < 1e-12
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_periodic_energy_is_that_of_a_cluster_of_images(name: str) -> None:
+    """Energies of the atoms of one cell, in an explicit cluster of images that covers all they can feel."""
+    model = potential(cutoff=3.6)
+    cell, pbc = CELLS[name]
+    numbers, positions = [8, 1, 1], np.array([[0.0, 0.02, 0.0], [0.97, 0.0, 0.03], [-0.24, 0.93, 0.0]])
+    reach = 3 * model.cutoff + 2.0  # one for the neighbours' embedding and each of the two layers, and the molecule's size
+    steps = [range(-9, 10) if periodic else range(1) for periodic in pbc]
+    shifts = np.array(sorted(itertools.product(*steps), key=lambda s: float(np.abs(s).sum())))
+    cluster = (positions[None] + (shifts @ cell)[:, None]).reshape(-1, 3)
+    kept = np.linalg.norm(cluster - positions.mean(0), axis=1) < reach
+    kept[:3] = True
+    with torch.no_grad():
+        features = model.encoder(
+            Batch.from_block(Block.shared(np.tile(numbers, len(shifts))[kept], cluster[kept][None]), dtype=torch.float64)
+        )
+        expected = float(model.head(features)[:3].sum())
+    out = model.predict([ase.Atoms("OH2", positions, cell=cell, pbc=pbc)])
+    alone = model.predict([ase.Atoms("OH2", positions)])["energy"][0]
+    print(f"{name}: {kept.sum()} images, differs by {abs(out['energy'][0] - expected):.1e} eV; the images add {expected - alone:.1e} eV")
+    assert abs(out["energy"][0] - expected) < 1e-10
+    assert abs(expected - alone) > 1e-6
 
 
 def test_no_condition_no_token() -> None:

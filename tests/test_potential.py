@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +15,9 @@ from ase.build import bulk, molecule
 import forcewell
 from forcewell.batch import Batch
 from forcewell.errors import InputError
-from forcewell.graph import DENSE_ATOMS, neighbours
+from forcewell.graph import DENSE_ATOMS
 from forcewell.potential import ELEMENTS, Potential, Prediction
-from forcewell.system import Block, System
+from forcewell.system import System
 from forcewell.testing import check_potential, small_potential
 
 ET = "equivariant-transformer"
@@ -210,10 +209,11 @@ def test_checks_find_a_lost_dtype(potential: Potential) -> None:
     assert "float32 against float64: forces, relative" in failures(potential)
 
 
+REFERENCES = {level: np.random.default_rng(k).uniform(-2e5, -1e3, ELEMENTS) for k, level in enumerate(("PBE/def2-SVP", "wB97x/6-31G(d)"))}
+
+
 def with_references(potential: Potential) -> Potential:
-    generator = np.random.default_rng(0)
-    references = {level: generator.uniform(-2e5, -1e3, ELEMENTS) for level in ("PBE/def2-SVP", "wB97x/6-31G(d)")}
-    full = Potential(potential.config, levels=list(references), references=references, elements=(1, 6, 8))
+    full = Potential(potential.config, levels=list(REFERENCES), references=REFERENCES, elements=(1, 6, 8))
     full.load_state_dict(potential.state_dict())
     return full  # float32: the network's own dtype must not touch the references
 
@@ -227,7 +227,7 @@ def test_references_stay_exact(potential: Potential, level: str | None) -> None:
     energy = model.predict([atoms, other], level=level)["energy"]
     batch = Batch.from_systems([System.from_atoms(a) for a in (atoms, other)], dtype=torch.float32)
     own = model(batch, forces=False).energy.detach().double().numpy()
-    table = model.references[level or "wB97x/6-31G(d)"]
+    table = REFERENCES[level or "wB97x/6-31G(d)"]
     error = np.abs(energy - own - table[atoms.numbers].sum()).max()
     print(f"energies {energy}, differ from network + references by {error:.1e} eV; their difference by {abs(np.diff(energy - own))[0]:.1e}")
     assert energy.dtype == np.float64 and abs(energy[0]) > 1e5
@@ -237,7 +237,7 @@ def test_references_stay_exact(potential: Potential, level: str | None) -> None:
 def test_level_is_chosen_by_name(potential: Potential) -> None:
     model = with_references(potential)
     first, last = (model.predict([molecule("H2O")], level=level)["energy"][0] for level in model.levels)
-    expected = sum(model.references[model.levels[0]][z] - model.references[model.levels[1]][z] for z in (8, 1, 1))
+    expected = sum(REFERENCES[model.levels[0]][z] - REFERENCES[model.levels[1]][z] for z in (8, 1, 1))
     assert first - last == pytest.approx(expected, abs=1e-9)
     with pytest.raises(InputError, match=r"level of theory 'PBE/def2-SPV'; did you mean 'PBE/def2-SVP'\? \(known: PBE"):
         model.predict([molecule("H2O")], level="PBE/def2-SPV")
@@ -286,72 +286,6 @@ def test_groups_of_a_large_request(potential: Potential) -> None:
     print(f"batches of 10 atoms against one: {np.abs(whole['energy'] - split['energy']).max():.1e} eV, {error:.1e} eV/Å")
     assert [len(f) for f in split["forces"]] == [len(a) for a in systems]
     assert np.abs(whole["energy"] - split["energy"]).max() < 1e-12 and error < 1e-12
-
-
-def images(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float) -> set[tuple[int, int, int, int, int]]:
-    """Every (receiver, sender, shift) within the cutoff, by trying all shifts up to 6 cells away."""
-    found = set()
-    reach = [range(-6, 7) if periodic else range(1) for periodic in pbc]
-    for shift in itertools.product(*reach):
-        gaps = positions[None] + np.asarray(shift) @ cell - positions[:, None]
-        near = np.linalg.norm(gaps, axis=2) < cutoff
-        if shift == (0, 0, 0):
-            near[np.diag_indices(len(positions))] = False
-        found |= {(int(i), int(j), *shift) for i, j in np.argwhere(near)}
-    return found
-
-
-CELLS = {
-    "cubic, smaller than the cutoff": (np.eye(3) * 3.1, [True, True, True]),
-    "triclinic": (np.array([[4.1, 0.0, 0.0], [1.7, 4.4, 0.0], [-1.5, 0.6, 3.9]]), [True, True, True]),
-    "left-handed": (np.array([[0.0, 4.1, 0.0], [4.4, 0.0, 0.0], [0.2, 0.6, 4.9]]), [True, True, True]),
-    "slab": (np.array([[4.1, 0.0, 0.0], [0.7, 4.4, 0.0], [0.0, 0.0, 0.0]]), [True, True, False]),
-    "wire": (np.array([[0.0, 0.0, 0.0], [0.0, 4.4, 0.1], [0.0, 0.0, 9.0]]), [False, True, False]),
-}
-
-
-@pytest.mark.parametrize("name", CELLS)
-def test_neighbours_of_periodic_atoms(name: str) -> None:
-    """Against a brute-force search over images, with atoms outside the cell."""
-    cell, pbc = CELLS[name]
-    positions = np.array([[0.0, 0.02, 0.0], [0.97, 0.0, 0.03], [-0.24, 0.93, 0.0], [13.3, -9.2, 1.9]])
-    block = Block.shared([8, 1, 1, 6], positions[None], cell=cell[None], pbc=np.array([pbc]))
-    near = neighbours(Batch.from_block(block, dtype=torch.float64), 5.0)
-    pairs = images(positions, cell, np.array(pbc), 5.0)
-    expected = sorted((i, j, float(np.linalg.norm(positions[j] + np.array(shift) @ cell - positions[i]))) for i, j, *shift in pairs)
-    found = sorted(
-        (i, int(near.sender[i, k]), float(near.distances[i, k])) for i in range(4) for k in range(near.mask.shape[1]) if near.mask[i, k] > 0
-    )
-    assert [(i, j) for i, j, _ in found] == [(i, j) for i, j, _ in expected] and len(found) > 20
-    error = max(abs(a[2] - b[2]) for a, b in zip(found, expected, strict=True))
-    print(f"{name}: {len(found)} pairs, distances differ by {error:.1e} Å")
-    assert error < 1e-12
-
-
-@pytest.mark.parametrize("name", CELLS)
-def test_periodic_energy_is_that_of_a_cluster_of_images(name: str) -> None:
-    """Energies of the atoms of one cell, in an explicit cluster of images that covers all they can feel."""
-    network = small_potential(ET)
-    potential = Potential({"encoder": {**network.config["encoder"], "cutoff": 3.6}}).double()
-    potential.load_state_dict(network.state_dict())
-    cell, pbc = CELLS[name]
-    numbers, positions = [8, 1, 1], np.array([[0.0, 0.02, 0.0], [0.97, 0.0, 0.03], [-0.24, 0.93, 0.0]])
-    reach = 3 * potential.cutoff + 2.0  # one for the neighbours' embedding and each of the two layers, and the molecule's size
-    steps = [range(-9, 10) if periodic else range(1) for periodic in pbc]
-    shifts = np.array(sorted(itertools.product(*steps), key=lambda s: float(np.abs(s).sum())))
-    cluster = (positions[None] + (shifts @ cell)[:, None]).reshape(-1, 3)
-    kept = np.linalg.norm(cluster - positions.mean(0), axis=1) < reach
-    kept[:3] = True
-    with torch.no_grad():
-        features = potential.encoder(
-            Batch.from_block(Block.shared(np.tile(numbers, len(shifts))[kept], cluster[kept][None]), dtype=torch.float64)
-        )
-        expected = float(potential.head(features)[:3].sum())
-    out = potential.predict([ase.Atoms("OH2", positions, cell=cell, pbc=pbc)])
-    alone = potential.predict([ase.Atoms("OH2", positions)])["energy"][0]
-    print(f"{name}: {kept.sum()} images, differs by {abs(out['energy'][0] - expected):.1e} eV; the images add {expected - alone:.1e} eV")
-    assert abs(out["energy"][0] - expected) < 1e-10
-    assert abs(expected - alone) > 1e-6
 
 
 def large_molecule(count: int) -> tuple[np.ndarray, np.ndarray]:

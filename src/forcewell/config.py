@@ -46,7 +46,8 @@ class DataConfig(_Section):
     path: str
     weight: float = Field(default=1.0, gt=0)
     objectives: list[str] | None = None  # None: all that its labels allow
-    level: str | None = None  # overrides the file's level of theory, where the file does not say
+    level: str | None = None  # level of theory, where the file does not say
+    split: str | None = None  # JSON of `forcewell data split`; its parts train and validation are used
     maximum: int | None = Field(default=None, gt=0)  # only the first so many conformations
 
 
@@ -95,7 +96,7 @@ class HardwareConfig(_Section):
 class RunConfig(_Section):
     """A pre-training or fine-tuning run."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     model: ModelConfig = ModelConfig()
     objectives: str | dict[str, dict[str, Any] | None] = "et-oreo"
     data: list[DataConfig] = Field(min_length=1)

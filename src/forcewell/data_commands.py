@@ -159,7 +159,7 @@ def split_command(
     seed: int = 0,
     out: Path | None = None,
 ) -> None:
-    """Divide a store into parts, saved as JSON that training and evaluation read.
+    """Divide a store into parts, saved as JSON that training reads (data.0.split=FILE).
 
     Example: forcewell data split qm9.fw --method molecule --fractions 0.9,0.05,0.05 --seed 1
 

@@ -110,10 +110,10 @@ def _settings(source: str, files: Sequence[Path], exclude: Sequence[str], option
 
 def _copy(blocks: Iterator[Block], writer: StoreWriter, names: Sequence[str], bar: Any) -> int:
     """Appends what is new and allowed; returns how many conformations were left out by this call. bar: gives ``advance``."""
-    skip, left_out = writer.consumed, 0
+    skip, left_out, seen = writer.consumed, 0, 0
     with bar as advance:
         for block in blocks:
-            whole = len(block)
+            whole, seen = len(block), seen + len(block)
             if skip >= whole:
                 skip -= whole
                 advance(whole)
@@ -122,7 +122,7 @@ def _copy(blocks: Iterator[Block], writer: StoreWriter, names: Sequence[str], ba
                 block = block.take(np.arange(skip, whole))
                 advance(skip)
                 skip = 0
-            block.validate()
+            block.validate(seen - len(block))
             mask = excluded(block, names) if names else None
             kept = block if mask is None else block.take(~mask)
             left_out += len(block) - len(kept)

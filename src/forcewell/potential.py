@@ -147,7 +147,7 @@ class Potential(nn.Module):
 
     def check_elements(self, numbers: np.ndarray | Tensor) -> None:
         """Raises InputError where ``numbers`` has elements that the model was never trained on."""
-        unseen = sorted(set(np.unique(np.asarray(numbers)).tolist()) - set(self.elements))
+        unseen = sorted(set(np.unique(numbers.cpu().numpy() if isinstance(numbers, Tensor) else numbers).tolist()) - set(self.elements))
         if self.elements and unseen:
             raise InputError(f"the model never saw {_symbols(unseen)}; it was trained on {_symbols(self.elements)}")
 

@@ -37,7 +37,7 @@ def run(out: Path, plan: Plan | None = None) -> None:
     Leaves report.html, report.json, pretraining/, scratch/ and et-oreo/ (each with model.safetensors and its MD).
     Raises InputError where ``out`` holds a quickstart of another plan.
     """
-    if (out / "report.json").is_file():
+    if (out / "report.html").is_file():
         say(f"{out / 'report.html'} is there already; delete {out} to run the quickstart anew")
         return
     began = time.monotonic()
@@ -97,6 +97,8 @@ def arm(name: str, out: Path) -> None:
     for ensemble, length, every in (("langevin", plan.langevin_ps, 20), ("nve", plan.nve_ps, 10)):
         place = folder / ensemble
         begun = (place / "state.safetensors").exists()
+        if place.exists() and not begun:
+            shutil.rmtree(place)  # killed before its first save
         start = reference.system(0)
         done = simulate(potential, start, time=length, ensemble=ensemble, record_every=every, out=place, resume=begun, **common)
         result[ensemble] = {
@@ -129,7 +131,7 @@ def _run_arms(out: Path, plan: Plan) -> None:
     try:
         with Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal) as progress:
             tasks = {name: progress.add_task(ARMS[name], total=1.0, status="") for name in children}
-            while any(child.poll() is None for child in children.values()):
+            while any(child.poll() is None for child in children.values()) and not any(child.poll() for child in children.values()):
                 for name, task in tasks.items():
                     done, status = _progress(out / name, plan)
                     progress.update(task, completed=done, status=status)

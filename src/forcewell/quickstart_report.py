@@ -193,4 +193,5 @@ def _summary(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _hardware() -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} CPU cores ({platform.machine()}), PyTorch {torch.__version__}, Python {platform.python_version()}"
+    gpu = f"{torch.cuda.get_device_name()} for training, " if torch.cuda.is_available() else ""
+    return f"{gpu}{cores} CPU cores ({platform.machine()}), PyTorch {torch.__version__}, Python {platform.python_version()}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from forcewell.checkpoint import load_model, save_model, training_hashes, write_bytes
-from forcewell.config import RunConfig, dump_config
+from forcewell.config import EncoderConfig, ModelConfig, RunConfig, dump_config
 from forcewell.display import TrainingDisplay, say
 from forcewell.errors import InputError
 from forcewell.loader import Loader, Source, fixed_batches
@@ -71,7 +72,10 @@ def finetune(config: RunConfig, model: Path, out: Path, resume: bool = False) ->
     """
     fabric = _fabric(config)
     parent, description = load_model(model)
+    config = _with_model_of(parent, config)
     with _claimed(config, out, resume, fabric) as begun:
+        if begun and (old := load_model(out / MODEL)[1]["ancestry"][-1]["model"]) != str(model):
+            raise InputError(f"{out} was started from {old}; resume it with the same --from")
         objectives, training, validation, levels = gather(
             config, out / "data", exclude=config.exclude or "none", quiet=not fabric.is_global_zero
         )
@@ -90,6 +94,15 @@ def finetune(config: RunConfig, model: Path, out: Path, resume: bool = False) ->
             {"model": str(model), "data": description.get("data", []), "training": description.get("training", {})},
         ]
         return _run(config, out, begun, fabric, Parts(potential, training, validation, objectives, ancestry, known))
+
+
+def _with_model_of(parent: Potential, config: RunConfig) -> RunConfig:
+    """The configuration with the parent's network in it: fine-tuning does not change that."""
+    known = {name: value for name, value in parent.config["encoder"].items() if name in EncoderConfig.model_fields}
+    model = ModelConfig(encoder=EncoderConfig(**known))
+    if config.model not in (ModelConfig(), model):
+        say("the network is that of the model file; the configuration's own 'model' is not used")
+    return config.model_copy(update={"model": model})
 
 
 def _adopt(
@@ -205,11 +218,16 @@ def _fabric(config: RunConfig) -> Any:
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     hardware = config.hardware
-    several = hardware.devices * hardware.nodes > 1
+    devices, nodes = hardware.devices, hardware.nodes
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # started by torchrun, which decides how many processes there are
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    # Not Apple's GPU: it has no float64, which energies and sums of losses need.
+    accelerator = ("cuda" if torch.cuda.is_available() else "cpu") if hardware.accelerator == "auto" else hardware.accelerator
     try:
         fabric = Fabric(
-            accelerator=hardware.accelerator, devices=hardware.devices, num_nodes=hardware.nodes,
-            strategy="ddp" if several else "auto", precision=hardware.precision,
+            accelerator=accelerator, devices=devices, num_nodes=nodes,
+            strategy="ddp" if devices * nodes > 1 else "auto", precision=hardware.precision,
         )  # fmt: skip
     except (MisconfigurationException, RuntimeError, ValueError, ImportError) as error:
         raise InputError(f"hardware {hardware.accelerator!r} x {hardware.devices} cannot be used here: {error}") from None

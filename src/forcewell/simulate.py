@@ -78,7 +78,7 @@ def simulate(
     ``resume`` a run that was killed goes on from its last saved state, on the CPU (same thread count) to the same bits; a
     longer ``time`` extends it. Raises InputError for impossible settings, structures or an existing ``out``.
     """
-    given = list(systems) if isinstance(systems, Sequence) else [systems]
+    given = systems if isinstance(systems, Sequence) else [systems]
     converted = [entry if isinstance(entry, System) else System.from_atoms(entry) for entry in given]
     steps = _check(temperature, time, timestep, ensemble, replicas, relaxation, record_every)
     if not converted:
@@ -95,6 +95,7 @@ def simulate(
         "timestep": float(timestep),
         "relaxation": float(relaxation),
         "replicas": replicas,
+        "device": frozen.device.type,
         "seed": seed,
         "record_every": record_every,
         "level": level,
@@ -104,8 +105,7 @@ def simulate(
     }
     run = _Run(frozen, members, batch, Path(out), settings, histograms=reference is not None)
     run.begin(resume)
-    seconds, done = run.go(steps, progress)
-    return run.finish(steps, seconds, done, reference)
+    return run.finish(steps, *run.go(steps, progress), reference)
 
 
 def _check(temperature: float, time: float, timestep: float, ensemble: str, replicas: int, relaxation: float, record_every: int) -> int:
@@ -149,6 +149,9 @@ class _Run:
         settings = self.settings
         if self.folder.exists() and not resume:
             raise InputError(f"{self.folder}: already exists; resume it, or name another folder to write to")
+        if self.folder.exists() and not (self.folder / STATE).exists():
+            missing = self.folder / STATE
+            raise InputError(f"{missing} does not exist: nothing was saved before it stopped; delete the folder and start again")
         saved = read_tensors(self.folder / STATE, KIND) if self.folder.exists() else None
         if saved is not None:
             self._agree(saved[1])

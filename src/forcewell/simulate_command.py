@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 from forcewell.display import say
 from forcewell.errors import InputError
@@ -18,6 +19,18 @@ def _help(text: str) -> Parameter:
     return Parameter(help=text)
 
 
+def _whole(_: object, tokens: Sequence[Token]) -> int:
+    """A whole number: rounding 1.9 replicas to 2 would do what nobody asked for."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise InputError(f"{tokens[0].keyword or 'argument'} is {tokens[0].value!r}; expected a whole number") from None
+
+
+def _count(text: str) -> Parameter:
+    return Parameter(help=text, converter=_whole)
+
+
 def simulate(
     model: Annotated[Path, _help("A model file (.safetensors).")],
     structure: Annotated[Path, _help("A file that ASE reads, or an .npz of the MD17 or rMD17 layout; its first frame is the start.")],
@@ -26,12 +39,12 @@ def simulate(
     time: Annotated[float, _help("In ps, of each replica.")],
     ensemble: Annotated[Literal["nve", "langevin", "nose-hoover"], _help("Relaxation time or chain period: 100 fs.")] = "langevin",
     timestep: Annotated[float, _help("In fs.")] = 0.5,
-    replicas: Annotated[int, _help("Copies of the structure with different velocities, in one batch.")] = 1,
+    replicas: Annotated[int, _count("Copies of the structure with different velocities, in one batch.")] = 1,
     level: Annotated[str | None, _help("Level of theory of the reported energies; default: the model's last.")] = None,
-    charge: Annotated[int | None, _help("Total charge; default: what the structure says, else 0.")] = None,
-    spin: Annotated[int | None, _help("Spin multiplicity; default: what the structure says, else 1.")] = None,
+    charge: Annotated[int | None, _count("Total charge; default: what the structure says, else 0.")] = None,
+    spin: Annotated[int | None, _count("Spin multiplicity; default: what the structure says, else 1.")] = None,
     reference: Annotated[Path | None, _help("Frames of the same molecule, for mean bond lengths and h(r).")] = None,
-    seed: Annotated[int, _help("Of the start velocities and the noise.")] = 0,
+    seed: Annotated[int, _count("Of the start velocities and the noise.")] = 0,
     device: Annotated[str, _help("Where the model runs: cpu, cuda, cuda:1, ...")] = "cpu",
     out: Annotated[Path, _help("Folder to write to; must be new unless resumed.")] = Path("simulation"),
     resume: Annotated[bool, Parameter(negative=(), help="Go on from the last saved state in the folder.")] = False,
@@ -132,8 +145,8 @@ def check_device(name: str) -> str:
     import torch
 
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(0, device=name, dtype=torch.float64)
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise InputError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
     return name
 

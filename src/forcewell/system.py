@@ -112,13 +112,16 @@ class Block:
         assert self.molecule is not None and self.smiles is not None
         return System(arrays, self.source, self.level, str(self.molecule[index]), str(self.smiles[index]), properties)
 
-    def validate(self) -> None:
-        """Raises InputError, naming the first conformation, for NaN positions, unknown elements, overlapping atoms or bad cells."""
+    def validate(self, first: int = 0) -> None:
+        """Raises InputError, naming the conformation, for NaN positions, unknown elements, overlapping atoms or bad cells.
+
+        first: number of the block's first conformation in what the user knows, a file say.
+        """
         numbers, positions = self.arrays["numbers"], self.arrays["positions"]
-        owner = np.repeat(np.arange(len(self)), self.counts)
+        owner = np.repeat(np.arange(first, first + len(self)), self.counts)
         where = self.source or "structure"
         if (self.counts == 0).any():
-            raise InputError(f"{where}: conformation {int(np.argmin(self.counts))} has no atoms")
+            raise InputError(f"{where}: conformation {first + int(np.argmin(self.counts))} has no atoms")
         bad = (numbers < 1) | (numbers > 118)
         if bad.any():
             atom = int(np.argmax(bad))
@@ -126,7 +129,7 @@ class Block:
         bad = ~np.isfinite(positions).all(axis=1)
         if bad.any():
             raise InputError(f"{where}: conformation {owner[np.argmax(bad)]} has coordinates that are NaN or infinite")
-        self._validate_cells(where)
+        self._validate_cells(where, first)
         for count in np.unique(self.counts[self.counts > 1]):
             rows = np.flatnonzero(self.counts == count)
             # A chunk of 4096 twenty-atom molecules holds its squared distances in 13 MB.
@@ -138,11 +141,11 @@ class Block:
                 if (closest < OVERLAP).any():
                     worst = int(np.argmin(closest))
                     raise InputError(
-                        f"{where}: conformation {chunk[worst]} has two atoms on top of each other "
+                        f"{where}: conformation {first + chunk[worst]} has two atoms on top of each other "
                         f"({closest[worst]:.3f} Å apart); is the length unit right?"
                     )
 
-    def _validate_cells(self, where: str) -> None:
+    def _validate_cells(self, where: str, first: int) -> None:
         """Raises InputError where a periodic conformation has no usable cell, or an atom on top of an image of one."""
         if "pbc" not in self.arrays or not self.arrays["pbc"].any():
             return
@@ -153,11 +156,12 @@ class Block:
             periodic, cell = self.arrays["pbc"][m], self.arrays["cell"][m] if "cell" in self.arrays else np.zeros((3, 3))
             # Vesin would divide by zero on a NaN, and end the process.
             if not np.isfinite(cell).all() or np.linalg.matrix_rank(cell[periodic], tol=1e-3) < periodic.sum():
-                raise InputError(f"{where}: conformation {m} is periodic, so its cell needs finite, independent lattice vectors")
+                raise InputError(f"{where}: conformation {first + m} is periodic, so its cell needs finite, independent lattice vectors")
             points = self.arrays["positions"][offsets[m] : offsets[m + 1]]
             if len(pairs.compute(points=points, box=cell, periodic=periodic.tolist(), quantities="d")[0]):
                 raise InputError(
-                    f"{where}: conformation {m} has an atom on top of another or of its periodic image; are the cell and the unit right?"
+                    f"{where}: conformation {first + m} has an atom on top of another or of its periodic image; "
+                    "are the cell and the unit right?"
                 )
 
 
@@ -204,7 +208,7 @@ class System:
             arrays |= {"cell": np.asarray(atoms.cell), "pbc": atoms.pbc}
         for name in ("charge", "spin"):
             if name in atoms.info:
-                arrays[name] = atoms.info[name]
+                arrays[name] = _whole(name, atoms.info[name])
         results = atoms.calc.results if atoms.calc is not None else {}
         for name in ("energy", "forces"):
             if name in results:
@@ -214,8 +218,9 @@ class System:
 
             stress = np.asarray(results["stress"])  # ASE allows both forms
             arrays["stress"] = stress if stress.shape == (3, 3) else voigt_6_to_full_3x3_stress(stress)
-        arrays = {name: np.asarray(value).astype(FIELDS[name].stored) for name, value in arrays.items()}
-        return cls(arrays, level=level)
+        # A Block checks shapes and ranges: a charge of 200 would wrap around to -56. Copies, since Atoms are moved in place.
+        arrays = {name: np.array(value) if name in ATOM_FIELDS else np.array(value)[None] for name, value in arrays.items()}
+        return Block(np.array([len(atoms)]), arrays, level=level).system(0)
 
     def to_atoms(self) -> ase.Atoms:
         """As ase.Atoms, with the labels it carries in a SinglePointCalculator."""
@@ -233,6 +238,16 @@ class System:
         if labels:
             atoms.calc = SinglePointCalculator(atoms, **labels)
         return atoms
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not number.is_integer():
+        raise InputError(f"atoms.info[{name!r}] is {value!r}; expected a whole number")
+    return int(number)
 
 
 def block_of(systems: Sequence[System] | Iterable[System]) -> Block:

@@ -59,7 +59,7 @@ def check_potential(potential: Potential, *, periodic: bool = True) -> list[Chec
     non-zero control inside it, finite second derivatives, inputs left alone; strain and lattice translation where
     ``periodic``. The potential itself is not changed. Returns every check, passed or not.
     """
-    model = copy.deepcopy(potential).double().eval()
+    model = copy.deepcopy(potential).cpu().double().eval()
     checks = [*_symmetries(model), *_differences(model), *_independence(model), *_cutoff(model), *_second_order(model)]
     if periodic:
         checks += _periodic(model)
@@ -250,7 +250,7 @@ def _periodic(model: Potential) -> list[Check]:
 
 def _precision(potential: Potential, model: Potential) -> Check:
     batch = batch_of("water", "methanol", "hydrogen cyanide")
-    single = copy.deepcopy(potential).float().eval()
+    single = copy.deepcopy(potential).cpu().float().eval()
     exact = model(batch).forces
     rough = single(batch.to(dtype=torch.float32)).forces.double()
     scale = float(exact.abs().max())

@@ -162,6 +162,8 @@ def _validate(run: Trainer) -> None:
         error = (prediction.forces[known] - prepared.targets.forces[known]).abs()
         sums[-1] += torch.tensor([float(error.double().sum()), float(error.numel())], dtype=torch.float64)
     sums = run.fabric.all_reduce(sums.to(run.fabric.device), reduce_op="sum").cpu()  # type: ignore[union-attr]
+    if float(sums[:-1, 1].sum()) == 0:
+        raise InputError("the validation data carry nothing that the objectives need (labelled forces, or minima); give data that do")
     means = (sums[:, 0] / sums[:, 1].clamp(min=1.0)).tolist()
     terms = {objective.name: mean for objective, mean in zip(run.objectives, means, strict=False)}
     loss = sum(objective.weight * terms[objective.name] for objective in run.objectives)

@@ -56,15 +56,22 @@ def gather(
     cannot be used with the objectives.
     """
     datasets = [_open(entry, folder, config.level) for entry in config.data]
+    own = None
+    if config.validation.path is not None:
+        if any(entry.objectives is not None for entry in config.data):
+            raise InputError("validation.path cannot be combined with data.*.objectives: what would it be judged by? Leave one out")
+        own = _open(DataConfig(path=config.validation.path), folder, config.level)
     names = [Path(entry.path.removeprefix("bundled:")).stem for entry in config.data]
     objectives = build(config.objectives, _restrictions(config))
     levels: list[str] = []
     for dataset in datasets:
         levels += [level for level in dataset.levels if level not in levels]
+    if own is not None:  # in front: the last level is the one that predictions are made at
+        levels = [level for level in own.levels if level not in levels] + levels
     training, validation = [], []
     for number, (entry, name, dataset) in enumerate(zip(config.data, names, datasets, strict=True)):
         rows = _usable(dataset, entry, name, exclude, quiet)
-        held, kept = _hold_out(config, dataset, rows)
+        held, kept = _hold_out(config, entry, dataset, rows)
         copies = _copies(dataset, objectives, number)
         _serves(dataset, kept, objectives, number, name)
         order = np.array([levels.index(level) for level in dataset.levels], dtype=np.int64)
@@ -74,8 +81,8 @@ def gather(
         if not quiet:
             stated = ", ".join(level or "level of theory not stated" for level in dataset.levels)
             say(f"{name}: {len(kept)} conformations to train on, {len(held)} to validate on; {stated}")
-    if config.validation.path is not None:
-        validation = [_own_validation(config, folder, levels, objectives)]
+    if own is not None:
+        validation = [_own_validation(config, own, levels, objectives)]
     if not any(len(source.rows) for source in validation):
         raise InputError("no conformations to validate on; raise validation.fraction or give validation.path")
     return objectives, training, validation, levels
@@ -83,11 +90,13 @@ def gather(
 
 def _open(entry: DataConfig, folder: Path, level: str | None) -> Dataset:
     dataset = open_source(entry.path, folder)
+    if isinstance(dataset, Store) and not dataset.complete:
+        say(f"{entry.path}: its import was not finished; the same `forcewell data import` again brings the rest")
     given = entry.level or level
-    if given is None:
+    if given is None or list(dataset.levels) != [""]:
+        if entry.level is not None and list(dataset.levels) != [entry.level]:
+            raise InputError(f"{entry.path} states its level of theory ({', '.join(dataset.levels)}); leave its 'level' out")
         return dataset
-    if len(dataset) and len(dataset.levels) > 1:
-        raise InputError(f"{entry.path} holds several levels of theory ({', '.join(dataset.levels)}); leave 'level' out")
     block = dataset.block(np.arange(len(dataset)))
     block.level = given
     return MemoryData([block], name=entry.path)
@@ -127,26 +136,40 @@ def _benchmark_rows(dataset: Dataset) -> np.ndarray:
     return np.concatenate(found)[inverse]
 
 
-def _hold_out(config: RunConfig, dataset: Dataset, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _hold_out(config: RunConfig, entry: DataConfig, dataset: Dataset, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Validation rows (at most ``maximum`` of them used) and training rows, disjoint."""
     settings = config.validation
     if settings.path is not None:
         return rows[:0], rows
-    fractions = {"train": 1 - settings.fraction, "validation": settings.fraction}
-    if settings.by == "time":
-        parts = split.by_time_block(dataset, fractions, blocks=max(10, round(2 / settings.fraction)), seed=config.seed).parts
-    else:
-        parts = {"molecule": split.by_molecule, "random": split.random}[settings.by](dataset, fractions, config.seed).parts
+    parts = _saved_parts(entry, dataset) if entry.split is not None else _new_parts(config, dataset)
     held, kept = np.intersect1d(parts["validation"], rows), np.intersect1d(parts["train"], rows)
     if len(held) > settings.maximum:
         held = held[np.linspace(0, len(held) - 1, settings.maximum).astype(int)]
     return held, kept
 
 
-def _own_validation(config: RunConfig, folder: Path, levels: list[str], objectives: Sequence[Objective]) -> Source:
-    assert config.validation.path is not None
-    dataset = open_source(config.validation.path, folder)
-    levels += [level for level in dataset.levels if level not in levels]
+def _saved_parts(entry: DataConfig, dataset: Dataset) -> dict[str, np.ndarray]:
+    """The parts of a split made with ``forcewell data split``; other parts than train and validation stay unused."""
+    assert entry.split is not None
+    parts = split.Split.load(entry.split, dataset).parts
+    for needed in ("train", "validation"):
+        if needed not in parts:
+            raise InputError(f"{entry.split} has no part {needed!r} (it has: {', '.join(parts)})")
+    return parts
+
+
+def _new_parts(config: RunConfig, dataset: Dataset) -> dict[str, np.ndarray]:
+    settings = config.validation
+    fractions = {"train": 1 - settings.fraction, "validation": settings.fraction}
+    try:
+        if settings.by == "time":
+            return split.by_time_block(dataset, fractions, blocks=max(10, round(2 / settings.fraction)), seed=config.seed).parts
+        return {"molecule": split.by_molecule, "random": split.random}[settings.by](dataset, fractions, config.seed).parts
+    except InputError as error:
+        raise InputError(f"{error} (--set validation.by=time, or random)") from None
+
+
+def _own_validation(config: RunConfig, dataset: Dataset, levels: list[str], objectives: Sequence[Objective]) -> Source:
     rows = np.arange(len(dataset))
     if len(rows) > config.validation.maximum:
         rows = np.linspace(0, len(rows) - 1, config.validation.maximum).astype(np.int64)

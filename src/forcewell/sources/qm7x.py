@@ -19,7 +19,7 @@ CARD = Card(
     level="PBE0+MBD",
     units="eV, eV/Å, Å",
     page="https://doi.org/10.5281/zenodo.4288677",
-    files="an .npz with z (padded by 0), pos, energy, forces, mol",
+    files="an .npz with z (padded by 0), pos, energy, forces, mol; as in the package (upstream's HDF5 is not read)",
 )
 
 

@@ -26,7 +26,7 @@ CARD = Card(
     level="B3LYP/6-31G(2df,p)",
     units="Å; labels in Hartree, D, bohr³, bohr², cal/mol/K",
     page="https://doi.org/10.6084/m9.figshare.c.978904",
-    files="an .npz with ids, natoms, z, pos (atoms of all molecules one after another)",
+    files="an .npz with ids, natoms, z, pos (atoms of all molecules one after another); as in the package (upstream's archive is not read)",
     options={"labels": "CSV with idx, smiles and properties; only its molecules carry labels"},
     properties={**dict.fromkeys(HARTREE_COLUMNS, "eV"), **OTHER_COLUMNS},
 )

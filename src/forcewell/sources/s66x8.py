@@ -20,7 +20,7 @@ CARD = Card(
     level="wB97X/6-31G*",
     units="eV, eV/Å, Å",
     page="https://github.com/isayev/COMP6",
-    files="an .npz with natoms, z, pos, forces, energy, mol (forces already have the sign of forces; upstream stores gradients)",
+    files="an .npz with natoms, z, pos, forces, energy, mol, as in the package (upstream's HDF5, with gradients, is not read)",
 )
 
 

@@ -34,9 +34,11 @@ def open_data(path: str | os.PathLike[str], **options: Any) -> Dataset:
 
 
 def _validated(blocks: Iterator[Block], path: Path) -> Iterator[Block]:
+    seen = 0
     for block in blocks:
         try:
-            block.validate()
+            block.validate(seen)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
+        seen += len(block)
         yield block
