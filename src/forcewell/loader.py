@@ -38,7 +38,8 @@ class Loader:
     Sample k of the run comes from a source drawn by weight (a function of seed and k) and is the next one of that
     source's own shuffled epoch (a function of seed, source and epoch): each source is seen completely before any
     sample of it repeats. The global batch holds up to ``batch_size`` conformations and ``max_atoms`` atoms, copies
-    counted; of its samples, process ``rank`` of ``world`` takes every world-th. So two processes see together
+    counted (but at least one conformation per process); of its samples, process ``rank`` of ``world`` takes every
+    world-th. So two processes see together
     exactly what one would see. The state is one counter, and one per source.
     """
 

@@ -9,12 +9,14 @@ from forcewell.system import Block
 # The smallest hashes of a data set are a uniform sample of it (a bottom-k sketch): 16,384 take 128 kB in a model
 # file and are everything for a small data set; for a larger one they still give the overlap to about 1 %.
 KEPT = 16384
+FEWEST = 20  # comparable hashes; their share is then known to about 10 %
 
 
 def geometry_hashes(block: Block) -> np.ndarray:
     """(F,) uint64 that survive rotation, translation and reordering of the atoms, but not a move of 1e-3 Å.
 
-    From the composition and two sums over pairs, Σ z z / d and Σ z z / d², in steps of 1e-4.
+    From the composition and two sums over pairs, Σ z z / d and Σ z z / d², in steps of 1e-4. A rounded copy can fall into the
+    next step: of coordinates written with 8 decimals 99.5 % are recognised, with float32 98 %, with 6 decimals 56-94 %.
     """
     numbers, positions = block.arrays["numbers"].astype(np.float64), block.arrays["positions"]
     keys = np.zeros((len(block), 4), dtype=np.int64)
@@ -46,9 +48,15 @@ def sketch(hashes: np.ndarray) -> np.ndarray:
     return np.unique(hashes)[:KEPT]
 
 
-def overlap(hashes: np.ndarray, training: np.ndarray) -> float:
-    """Fraction of ``hashes`` that the training data contain; exact where the sketch holds all of them."""
+def overlap(hashes: np.ndarray, training: np.ndarray) -> float | None:
+    """Fraction of ``hashes`` that the training data contain; exact where the sketch holds all of them.
+
+    None where it cannot be told: of a truncated sketch only hashes up to its largest can be looked up, and fewer
+    than ``FEWEST`` of them say nothing.
+    """
     if len(hashes) == 0 or len(training) == 0:
         return 0.0
-    comparable = hashes if len(training) < KEPT else hashes[hashes <= training.max()]
-    return float(np.isin(comparable, training).mean()) if len(comparable) else 0.0
+    if len(training) < KEPT:
+        return float(np.isin(hashes, training).mean())
+    comparable = hashes[hashes <= training.max()]
+    return float(np.isin(comparable, training).mean()) if len(comparable) >= FEWEST else None

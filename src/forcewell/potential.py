@@ -146,7 +146,10 @@ class Potential(nn.Module):
         return self.levels.index(level)
 
     def check_elements(self, numbers: np.ndarray | Tensor) -> None:
-        """Raises InputError where ``numbers`` has elements that the model was never trained on."""
+        """Raises InputError where ``numbers`` has elements that the model was never trained on, or cannot embed."""
+        limit = self.config["encoder"].get("elements", 100)
+        if len(numbers) and int(numbers.max()) >= limit:
+            raise InputError(f"the model embeds atomic numbers below {limit}, and {int(numbers.max())} is not")
         unseen = sorted(set(np.unique(numbers.cpu().numpy() if isinstance(numbers, Tensor) else numbers).tolist()) - set(self.elements))
         if self.elements and unseen:
             raise InputError(f"the model never saw {_symbols(unseen)}; it was trained on {_symbols(self.elements)}")

@@ -317,4 +317,5 @@ def _hashes(source: Source) -> np.ndarray:
 def _tell_overlap(training: Sequence[Source], known: np.ndarray) -> None:
     for source in training:
         share = overlap(_hashes(source), known)
-        say(f"{source.name}: {100 * share:.1f} % of its conformations were in the model's training data")
+        known_share = "too few to tell whether any" if share is None else f"{100 * share:.1f} %"
+        say(f"{source.name}: {known_share} of its conformations were in the model's training data")

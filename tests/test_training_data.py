@@ -1,0 +1,88 @@
+"""From a configuration to sources: levels of theory, saved splits, what is validated on, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from tiny_runs import MODEL, ethanol, refuse, settings, succeed, write_yaml
+
+from forcewell.config import load_config
+from forcewell.evaluate.errors import evaluate
+from forcewell.potential import Potential
+from forcewell.split import random
+from forcewell.store import MemoryData, open_data
+from forcewell.training_data import gather
+
+
+def test_a_stated_level_is_not_relabelled(tmp_path: Path) -> None:
+    """``level`` names the level of sources that do not say, and of no other."""
+    data = ethanol(tmp_path / "rmd17_ethanol.npz")
+    frames = [system.to_atoms() for system in (open_data(data)[k] for k in range(20))]
+    ase.io.write(tmp_path / "silent.xyz", frames, format="extxyz")
+    config = settings(str(data), str(tmp_path / "silent.xyz"), objectives="et-ore", level="mine", exclude="none")
+    _, training, _, levels = gather(load_config(str(write_yaml(tmp_path / "c.yaml", config))), tmp_path / "data", "none", quiet=True)
+    assert [source.data.levels for source in training] == [["PBE/def2-SVP"], ["mine"]]
+    assert levels == ["PBE/def2-SVP", "mine"]
+
+
+def test_own_validation_data_do_not_become_the_last_level(tmp_path: Path) -> None:
+    """Predictions are made at the last level by default: it must be one that was trained."""
+    data = ethanol(tmp_path / "rmd17_ethanol.npz")
+    frames = [open_data(data)[k].to_atoms() for k in range(20)]
+    ase.io.write(tmp_path / "other.xyz", frames, format="extxyz")
+    config = settings(str(data), objectives="et-ore", validation={"path": str(tmp_path / "other.xyz")})
+    _, _, validation, levels = gather(load_config(str(write_yaml(tmp_path / "c.yaml", config))), tmp_path / "data", "none", quiet=True)
+    assert levels == ["", "PBE/def2-SVP"] and len(validation) == 1 and len(validation[0].rows) == 6
+
+
+def test_a_saved_split_is_used(tmp_path: Path) -> None:
+    data = ethanol(tmp_path / "rmd17_ethanol.npz")
+    split = random(open_data(data), {"train": 0.5, "validation": 0.1, "test": 0.4}, seed=1)
+    split.save(tmp_path / "split.json")
+    config = settings({"path": str(data), "split": str(tmp_path / "split.json")}, objectives="et-ore")
+    _, training, validation, _ = gather(load_config(str(write_yaml(tmp_path / "c.yaml", config))), tmp_path / "data", "none", quiet=True)
+    assert np.array_equal(training[0].rows, split.parts["train"]) and np.array_equal(validation[0].rows, split.parts["validation"])
+
+
+def test_validation_that_measures_nothing_is_refused(tmp_path: Path) -> None:
+    """Its loss would be zero at step 0, and the untrained model the best."""
+    data = ethanol(tmp_path / "rmd17_ethanol.npz")
+    frames = [open_data(data)[k].to_atoms() for k in range(5)]
+    for frame in frames:
+        frame.calc = None
+    ase.io.write(tmp_path / "bare.xyz", frames, format="extxyz")
+    config = write_yaml(tmp_path / "c.yaml", settings(str(data), objectives="et-ore", validation={"path": str(tmp_path / "bare.xyz")}))
+    assert "validation data carry nothing" in refuse("finetune", config, "--from", MODEL, "--out", tmp_path / "run")
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_own_validation_with_restricted_objectives_is_refused(tmp_path: Path) -> None:
+    data = ethanol(tmp_path / "rmd17_ethanol.npz")
+    tree = settings({"path": str(data), "objectives": ["forces"]}, objectives="et-ore", validation={"path": str(data)})
+    config = write_yaml(tmp_path / "c.yaml", tree)
+    assert "cannot be combined" in refuse("finetune", config, "--from", MODEL, "--out", tmp_path / "run")
+
+
+def test_resuming_from_another_parent_is_refused(tmp_path: Path) -> None:
+    data = ethanol(tmp_path / "rmd17_ethanol.npz")
+    config = write_yaml(tmp_path / "c.yaml", settings(str(data), objectives="et-ore"))
+    succeed("finetune", config, "--from", MODEL, "--out", tmp_path / "run")
+    other = tmp_path / "run" / "model.safetensors"
+    assert str(MODEL) in refuse("finetune", config, "--from", other, "--out", tmp_path / "run", "--resume")
+
+
+def test_energies_of_two_levels_are_not_mixed(tmp_path: Path) -> None:
+    """The same frames at two levels with zeros 80 eV apart: the errors are those of one level alone."""
+    data = open_data(ethanol(tmp_path / "rmd17_ethanol.npz"))
+    first, second = data.block(np.arange(20)), data.block(np.arange(20))
+    second.level = "other"
+    second.arrays["energy"] = second.arrays["energy"] - 80.0
+    encoder = {"name": "equivariant-transformer", "channels": 8, "layers": 1, "heads": 2, "radial": 8}
+    potential = Potential({"encoder": encoder}, levels=["PBE/def2-SVP", "other"])
+    alone, both = evaluate(potential, MemoryData([first])), evaluate(potential, MemoryData([first, second]))
+    print(f"energy MAE {alone['energy_mae']:.6f} alone, {both['energy_mae']:.6f} meV with the second level")
+    assert both["energy_mae"] == pytest.approx(alone["energy_mae"], rel=1e-6)
+    assert both["energy_conformations"] == 40
