@@ -120,41 +120,55 @@ def _run_arms(out: Path, plan: Plan) -> None:
         with open(log, "wb") as file:
             command = [sys.executable, "-m", "forcewell.quickstart", name, str(out)]
             children[name] = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+    try:
+        failed = _watch(out, plan, children)
+    finally:
+        for child in children.values():
+            child.terminate()
+            child.wait()
+    for name in failed:
+        lines = waiting[name].read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        raise InputError(f"the arm {name!r} stopped: {lines[-1] if lines else 'no message'}; see {waiting[name]}")
+
+
+def _watch(out: Path, plan: Plan, children: Mapping[str, subprocess.Popen[bytes]]) -> list[str]:
+    """Shows how far the arms are until all have ended or one has failed; returns the names of those that failed."""
     columns = (
         TextColumn("{task.description:24s}"),
         BarColumn(bar_width=24),
-        TextColumn("{task.percentage:3.0f} %  {task.fields[status]:34s}"),
+        TextColumn("{task.percentage:3.0f} %  {task.fields[status]:44s}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    try:
-        with Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal) as progress:
-            tasks = {name: progress.add_task(ARMS[name], total=1.0, status="") for name in children}
-            while any(child.poll() is None for child in children.values()) and not any(child.poll() for child in children.values()):
-                for name, task in tasks.items():
-                    done, status = _progress(out / name, plan)
-                    progress.update(task, completed=done, status=status)
-                time.sleep(0.5)
-    finally:
-        for child in children.values():
-            child.terminate()
-    for name, child in children.items():
-        if child.wait() != 0:
-            lines = waiting[name].read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise InputError(f"the arm {name!r} stopped: {lines[-1] if lines else 'no message'}; see {waiting[name]}")
+    begun: dict[str, tuple[float, float]] = {}  # when and where each arm's MD was first seen
+    told = time.monotonic()
+    with Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal) as progress:
+        tasks = {name: progress.add_task(ARMS[name], total=1.0, status="") for name in children}
+        while any(child.poll() is None for child in children.values()) and not any(child.poll() for child in children.values()):
+            for name, task in tasks.items():
+                done, moved, status = _progress(out / name, plan)
+                if moved:
+                    since, first = begun.setdefault(name, (time.monotonic(), moved))
+                    status += f", {(moved - first) / max(1e-9, time.monotonic() - since):.0f} steps/s"
+                progress.update(task, completed=done, status=status)
+                if not CONSOLE.is_terminal and time.monotonic() - told > 30:
+                    say(f"{ARMS[name]}: {100 * done:.0f} %, {status}")
+            told = time.monotonic() if time.monotonic() - told > 30 else told
+            time.sleep(0.5)
+    return [name for name, child in children.items() if child.poll()]
 
 
-def _progress(folder: Path, plan: Plan) -> tuple[float, str]:
-    """Fraction done of an arm and what it is at, from the logs it writes (training 60 %, MD the rest)."""
+def _progress(folder: Path, plan: Plan) -> tuple[float, float, str]:
+    """Fraction done of an arm, its MD steps and what it is at, from the logs it writes (training 60 %, MD the rest)."""
     steps = plan.finetuning.training.steps
     moves = (plan.langevin_ps + plan.nve_ps) * 1000 / plan.timestep
     trained, line = _last(folder / "log.jsonl")
     moved = _last(folder / "langevin" / "log.jsonl")[0] + _last(folder / "nve" / "log.jsonl")[0]
     if moved:
-        return 0.6 + 0.4 * moved / moves, f"MD, {moved:.0f} of {moves:.0f} steps"
+        return 0.6 + 0.4 * moved / moves, moved, f"MD, {moved:.0f} of {moves:.0f} steps"
     speed = f", {line['molecules_per_second']:.0f} molecules/s" if "molecules_per_second" in line else ""
-    return 0.6 * trained / steps, f"training, {trained:.0f} of {steps} steps{speed}"
+    return 0.6 * trained / steps, 0.0, f"training, {trained:.0f} of {steps} steps{speed}"
 
 
 def _last(log: Path) -> tuple[float, dict[str, Any]]:

@@ -187,7 +187,7 @@ def _summary(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "pre-trained on other molecules, the other from random weights.",
         f"Errors are on 1,000 frames of the official test split that no training saw: {scratch['force_mae']:.1f} meV/Å from scratch, "
         f"{pretrained['force_mae']:.1f} meV/Å pre-trained.",
-        "One seed and a short budget: a demonstration, not evidence; docs/results.md has converged runs.",
+        "One seed and a short budget, far from converged: a demonstration, not evidence.",
     ]
 
 
