@@ -86,10 +86,9 @@ def _squared(forces: Tensor, target: Tensor, atoms: Tensor) -> Term:
 
 
 @dataclass(frozen=True)
-class ForceMatching:
-    """‖F(r) - F*‖² where forces are labelled (eV/Å)."""
+class _OnData:
+    """What the objectives on conformations as they are have in common."""
 
-    name: ClassVar[str] = "forces"
     copies: ClassVar[int] = 0
     weight: float = 1.0
     sources: tuple[int, ...] | None = None
@@ -97,6 +96,13 @@ class ForceMatching:
     def prepare(self, batch: Batch, noise: Noise) -> Batch:
         """Needs nothing more."""
         return batch
+
+
+@dataclass(frozen=True)
+class ForceMatching(_OnData):
+    """‖F(r) - F*‖² where forces are labelled (eV/Å)."""
+
+    name: ClassVar[str] = "forces"
 
     def loss(self, prediction: Prediction, batch: Batch) -> Term:
         """Over the atoms whose three force components are known; an infinite label is not missing but wrong."""
@@ -107,17 +113,10 @@ class ForceMatching:
 
 
 @dataclass(frozen=True)
-class ZeroForce:
+class ZeroForce(_OnData):
     """‖F(r)‖² at minima (``equilibrium`` = 1): forces vanish there by definition."""
 
     name: ClassVar[str] = "zero-force"
-    copies: ClassVar[int] = 0
-    weight: float = 1.0
-    sources: tuple[int, ...] | None = None
-
-    def prepare(self, batch: Batch, noise: Noise) -> Batch:
-        """Needs nothing more."""
-        return batch
 
     def loss(self, prediction: Prediction, batch: Batch) -> Term:
         """Over the atoms of minima."""

@@ -62,6 +62,7 @@ class EquivariantTransformer(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, batch: Batch) -> Features:
+        """Scalars (N, C) and vectors (N, 3, C), differentiable in ``batch.positions`` and ``batch.cell``."""
         geometry = self._geometry(batch)
         x = self.embedding(batch.numbers)  # (N, C)
         if self.tokens is not None:
@@ -133,6 +134,7 @@ class AttentionLayer(nn.Module):
                 nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, vectors: Tensor | None, geometry: Geometry) -> tuple[Tensor, Tensor]:
+        """x (N, C) and vectors (N, 3, C; None: all zero) -> their updates."""
         C = self.channels
         query, key_value = self.query_key_value(self.norm(x)).split([C, 4 * C], dim=1)
         # Damping is the smooth form's on the three value parts, the original's on the attention weight alone.

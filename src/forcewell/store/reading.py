@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,7 +42,7 @@ class Dataset(Protocol):
     def properties(self) -> list[str]: ...
 
 
-class _Sharded:
+class _Sharded(ABC):
     """Reading from shards, on disk or in memory. Subclasses set ``_sizes``, the lists below, and define ``_shard``."""
 
     levels: list[str]
@@ -52,8 +53,8 @@ class _Sharded:
     _sizes: list[int]
     _counts: np.ndarray | None = None
 
-    def _shard(self, number: int) -> Shard:
-        raise NotImplementedError
+    @abstractmethod
+    def _shard(self, number: int) -> Shard: ...
 
     def __len__(self) -> int:
         return int(sum(self._sizes))
