@@ -51,6 +51,7 @@ def record_table(name: str, records: Sequence[Results], headings: Mapping[str, s
 
 
 def definition_card(facts: Results) -> str:
+    """Names and values as a card; nothing where there are none."""
     if not facts:
         return ""
     # Settings are what someone typed: 2000 and 0.0004, not rounded and without separators.

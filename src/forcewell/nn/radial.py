@@ -41,6 +41,7 @@ class ExponentialNormalBasis(nn.Module):
                 self.register_buffer(name, value)
 
     def forward(self, r: Tensor) -> Tensor:
+        """Distances (...) in Å -> basis values (..., R)."""
         alpha = 5.0 / (self.upper - self.lower)
         scaled = torch.exp(alpha * (self.lower - r))[..., None]
         exponent = -self.betas * (scaled - self.means) ** 2
