@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from forcewell.batch import Batch
 from forcewell.errors import InputError, nearest
+from forcewell.fused import INSTRUCTIONS, Fused, library, width
 from forcewell.nn import EquivariantScalar, EquivariantVector, Features, encoder
 from forcewell.system import System, block_of
 
@@ -59,6 +60,7 @@ class Potential(nn.Module):
         self.references = {level: np.zeros(ELEMENTS) for level in self.levels}
         self.references |= {level: np.asarray(values, dtype=np.float64) for level, values in (references or {}).items()}
         self.elements = tuple(sorted(elements))
+        self._fused: Fused | None = None
 
     @property
     def cutoff(self) -> float:
@@ -84,6 +86,10 @@ class Potential(nn.Module):
         that needs neither forces nor stress passes ``forces=False`` and no second-order graph is built.
         """
         differentiate = forces or stress
+        kernels = self._kernels(batch) if forces and not stress and not noise else None
+        if kernels is not None:
+            atomic, found = kernels(batch, create_graph and torch.is_grad_enabled())
+            return Prediction(atomic.new_zeros(len(batch)).index_add(0, batch.molecule, atomic), found)
         with torch.enable_grad() if differentiate else torch.set_grad_enabled(torch.is_grad_enabled()):
             positions, cell, strain = batch.positions.detach(), batch.cell, None
             if forces:
@@ -105,6 +111,27 @@ class Potential(nn.Module):
             if differentiate:
                 self._differentiate(prediction, positions if forces else None, strain, batch, create_graph)
         return prediction
+
+    def _kernels(self, batch: Batch) -> Fused | None:
+        """Compiled kernels that give this batch's energy and forces, if there are any."""
+        if batch.positions.dtype != torch.float32 or batch.positions.device.type != "cpu" or self.dtype != torch.float32:
+            return None
+        if self._fused is None:
+            lanes = width(self.encoder, self.head)
+            if lanes == 0:
+                return None
+            self._fused = Fused(self.encoder, self.head, lanes)  # type: ignore[arg-type]
+        return self._fused
+
+    @property
+    def path(self) -> str:
+        """How energies and forces are computed here, in words for the user."""
+        if self.device.type != "cpu" or self.dtype != torch.float32:
+            return f"PyTorch on {self.device.type}, {str(self.dtype).removeprefix('torch.')}"
+        if library() is None:
+            return "PyTorch on cpu, float32 (no compiled kernels: the package was installed without a C++ compiler)"
+        lanes = width(self.encoder, self.head)
+        return f"compiled kernels, {INSTRUCTIONS[lanes]}" if lanes else "PyTorch on cpu, float32 (no compiled kernels for this model)"
 
     def _differentiate(
         self, prediction: Prediction, positions: Tensor | None, strain: Tensor | None, batch: Batch, create_graph: bool

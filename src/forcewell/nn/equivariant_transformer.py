@@ -48,6 +48,7 @@ class EquivariantTransformer(nn.Module):
         if channels % heads:
             raise InputError(f"equivariant-transformer: channels ({channels}) must be a multiple of heads ({heads})")
         self.channels, self.cutoff, self.lower_cutoff, self.conditions = channels, cutoff, lower_cutoff, conditions
+        self.smooth_cutoff = smooth_cutoff
         self.basis = ExponentialNormalBasis(radial, cutoff, lower_cutoff, trainable_radial)
         self.embedding = nn.Embedding(elements, channels)
         self.neighbour_embedding = nn.Embedding(elements, channels)
@@ -64,11 +65,7 @@ class EquivariantTransformer(nn.Module):
     def forward(self, batch: Batch) -> Features:
         """Scalars (N, C) and vectors (N, 3, C), differentiable in ``batch.positions`` and ``batch.cell``."""
         geometry = self._geometry(batch)
-        x = self.embedding(batch.numbers)  # (N, C)
-        if self.tokens is not None:
-            # Row 0 is no token at all, not a learned one: a model used without a condition cannot depend on them.
-            table = torch.cat([torch.zeros_like(self.tokens[:1]), self.tokens])
-            x = x + embedding(batch.condition, table).index_select(0, batch.molecule)
+        x = self.embed(batch)
         filters = self.neighbour_filter(geometry.basis) * (geometry.envelope * geometry.mask)[:, :, None]
         nearby = geometry.gather(self.neighbour_embedding(batch.numbers))
         x = self.combine(torch.cat([x, (filters * nearby).sum(1)], dim=1))
@@ -78,6 +75,15 @@ class EquivariantTransformer(nn.Module):
             x = x + dx
             vectors = dv if vectors is None else vectors + dv
         return Features(self.norm(x), x.new_zeros(len(x), 3, self.channels) if vectors is None else vectors)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """(N, C) from the elements and the conditioning tokens alone."""
+        x = self.embedding(batch.numbers)
+        if self.tokens is not None:
+            # Row 0 is no token at all, not a learned one: a model used without a condition cannot depend on them.
+            table = torch.cat([torch.zeros_like(self.tokens[:1]), self.tokens])
+            x = x + embedding(batch.condition, table).index_select(0, batch.molecule)
+        return x
 
     def _geometry(self, batch: Batch) -> Geometry:
         """What all layers share: radial bases, envelopes and directions of the neighbours and of the atom itself."""
