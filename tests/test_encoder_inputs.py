@@ -184,12 +184,12 @@ def test_noise_head_learns_and_leaves_the_energy_alone(name: str) -> None:
     assert not apart.energy.requires_grad and not apart.noise.requires_grad  # type: ignore[union-attr]
     both = model(batch, noise=True)
     assert torch.allclose(both.noise, apart.noise, atol=1e-12) and torch.equal(both.energy.detach(), model(batch).energy)  # type: ignore[arg-type]
-    optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
     displacement = 0.1 * torch.randn(6, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     displacement -= displacement.mean(0)
     moved = dataclasses.replace(batch, positions=batch.positions + displacement)
     losses = []
-    for _ in range(60):
+    for _ in range(150):
         optimiser.zero_grad()
         noise = model(moved, forces=False, noise=True, create_graph=True).noise
         loss = ((noise + displacement) ** 2).mean() / (displacement**2).mean()
@@ -197,7 +197,7 @@ def test_noise_head_learns_and_leaves_the_energy_alone(name: str) -> None:
         optimiser.step()
         losses.append(float(loss.detach()))
     print(f"{name}: share of the noise left unexplained, {losses[0]:.2f} -> {losses[-1]:.3f}")
-    assert losses[-1] < 0.5  # a gradient cannot explain the 3 of 15 that turn the molecule
+    assert losses[-1] < 0.2
     energetic = {id(parameter) for parameter in model.head.parameters()}
     assert energetic.isdisjoint(id(parameter) for parameter in model.noise_head.parameters())  # type: ignore[union-attr]
 
