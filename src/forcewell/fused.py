@@ -43,6 +43,8 @@ def width(encoder: nn.Module, head: nn.Module, most: int = 16) -> int:
         return 0
     if not encoder.layers or not encoder.smooth_cutoff or encoder.lower_cutoff > 0 or isinstance(encoder.basis.means, nn.Parameter):
         return 0
+    if encoder.vector_norm is not None:
+        return 0
     return int(found.forcewell_width((_LONG * 4)(*_sizes(encoder)), _LONG(most)))
 
 
@@ -74,7 +76,7 @@ class Fused:
     def __call__(self, batch: Batch, differentiable: bool) -> tuple[Tensor, Tensor]:
         """Energy of each atom (N,), eV, and forces (N, 3), eV/Å; ``differentiable`` by parameters, not by positions."""
         encoder = self.encoder
-        inputs = (encoder.embed(batch), encoder.neighbour_embedding(batch.numbers), *_parameters(encoder, self.head))
+        inputs = (encoder.embed(batch), encoder.neighbour_embedding(encoder.species(batch)), *_parameters(encoder, self.head))
         with torch.set_grad_enabled(differentiable):
             return _EnergyAndForces.apply(self, batch, differentiable, *inputs)  # type: ignore[return-value]
 

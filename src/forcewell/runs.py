@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from forcewell.checkpoint import load_model, save_model, training_hashes, write_bytes
-from forcewell.config import EncoderConfig, ModelConfig, RunConfig, dump_config
+from forcewell.config import HeadConfig, ModelConfig, RunConfig, dump_config, encoder_config
 from forcewell.display import TrainingDisplay, say
 from forcewell.errors import InputError
 from forcewell.loader import Loader, Source, fixed_batches
@@ -55,12 +55,13 @@ def pretrain(config: RunConfig, out: Path, resume: bool = False) -> Path:
         )
         encoder = config.model.encoder.model_dump()
         encoder["conditions"] = int(any(getattr(objective, "conditioned", False) for objective in objectives))
+        encoder["levels"] = max(encoder["levels"], len(levels)) if encoder["levels"] else 0
         heaviest = max(_elements([*training, *validation]))
         if heaviest >= encoder["elements"]:
             raise InputError(f"model.encoder.elements is {encoder['elements']}: it must be above the data's atomic number {heaviest}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            potential = Potential({"encoder": encoder}, levels=levels, elements=_elements(training))
+            potential = Potential({"encoder": encoder, "head": config.model.head.model_dump()}, levels=levels, elements=_elements(training))
         return _run(config, out, begun, fabric, Parts(potential, training, validation, objectives, [], np.zeros(0, dtype=np.uint64)))
 
 
@@ -98,8 +99,7 @@ def finetune(config: RunConfig, model: Path, out: Path, resume: bool = False) ->
 
 def _with_model_of(parent: Potential, config: RunConfig) -> RunConfig:
     """The configuration with the parent's network in it: fine-tuning does not change that."""
-    known = {name: value for name, value in parent.config["encoder"].items() if name in EncoderConfig.model_fields}
-    model = ModelConfig(encoder=EncoderConfig(**known))
+    model = ModelConfig(encoder=encoder_config(parent.config["encoder"]), head=HeadConfig(**parent.config["head"]))
     if config.model not in (ModelConfig(), model):
         say("the network is that of the model file; the configuration's own 'model' is not used")
     return config.model_copy(update={"model": model})
@@ -113,18 +113,33 @@ def _adopt(
     wanted = int(any(getattr(objective, "conditioned", False) for objective in objectives))
     config["encoder"]["conditions"] = max(wanted, int(config["encoder"].get("conditions", 0)))
     order = [level for level in parent.levels if level not in levels] + list(levels)
+    if config["encoder"].get("levels"):
+        config["encoder"]["levels"] = max(config["encoder"]["levels"], len(order))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         potential = Potential(config, levels=order, references=parent.references, elements=sorted({*parent.elements, *_elements(sources)}))
     theirs, ours = parent.state_dict(), potential.state_dict()
     loaded = [name for name, value in theirs.items() if name in ours and ours[name].shape == value.shape]
     potential.load_state_dict({name: theirs[name] for name in loaded}, strict=False)
+    _carry_levels(parent, potential)
     if not quiet:
         new, dropped = sorted(set(ours) - set(loaded)), sorted(set(theirs) - set(loaded))
         say(f"tensors loaded: {len(loaded)} of {len(ours)}; new: {', '.join(new) or 'none'}; dropped: {', '.join(dropped) or 'none'}")
     for source in sources:
         source.levels = np.array([potential.levels.index(level) for level in source.data.levels], dtype=np.int64)
     return potential
+
+
+def _carry_levels(parent: Potential, potential: Potential) -> None:
+    """Where the encoder embeds levels of theory, each keeps its vector at its new place; a new one starts as their mean."""
+    if potential.encoder.levels is None or parent.encoder.levels is None:
+        return
+    known = parent.encoder.levels.detach()
+    places = {level: row for row, level in enumerate(parent.levels)}
+    with torch.no_grad():
+        potential.encoder.levels.zero_()
+        for row, level in enumerate(potential.levels):
+            potential.encoder.levels[row] = known[places[level]] if level in places else known[: max(len(places), 1)].mean(0)
 
 
 def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) -> Path:
