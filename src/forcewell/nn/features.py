@@ -1,7 +1,5 @@
 """What an encoder returns."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -9,11 +7,14 @@ from torch import Tensor
 
 @dataclass(slots=True)
 class Features:
-    """Per-atom features: invariant ``scalars`` (N, C); where the encoder has them, equivariant ``vectors`` (N, 3, C),
-    moved ``coordinates`` (N, 3), ``layers`` (scalars after each layer) and ``energies`` (N,) of output blocks."""
+    """Per-atom features: invariant ``scalars`` and, where the encoder has them, the rest.
 
-    scalars: Tensor
-    vectors: Tensor | None = None
-    coordinates: Tensor | None = None
-    layers: list[Tensor] | None = None
-    energies: Tensor | None = None
+    ``coordinates`` differ from the positions by an equivariant vector of the encoder's own. ``layers`` are there only
+    where they were asked for (``encoder(batch, layers=True)``). ``energies`` are those of the encoder's own output blocks.
+    """
+
+    scalars: Tensor  # (N, C)
+    vectors: Tensor | None = None  # (N, 3, C)
+    coordinates: Tensor | None = None  # (N, 3) Å, moved by the encoder
+    layers: tuple[Tensor, ...] | None = None  # (N, C) scalars after each layer
+    energies: Tensor | None = None  # (N,) or (N, blocks) eV

@@ -6,24 +6,26 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from forcewell.batch import Batch
-from forcewell.errors import InputError
+from forcewell.errors import InputError, nearest
 from forcewell.graph import neighbours
 from forcewell.nn.activation import silu
+from forcewell.nn.embedding import Encoder
 from forcewell.nn.features import Features
-from forcewell.nn.gemnet_basis import BesselBasis, GaussianBasis, SphericalBesselBasis, zonal_harmonics
+from forcewell.nn.gemnet_basis import BesselBasis, GaussianRadialBasis, SphericalBesselBasis, zonal_harmonics
 from forcewell.nn.triplets import Edges, edges_of
 
 HALF = 1 / math.sqrt(2.0)  # keeps the variance of a sum of two independent terms
 DEGREES = 7  # l = 0 ... 6 of the circular basis
-BASES = ("bessel", "gaussian")
+BASES = {"bessel": BesselBasis, "gaussian": GaussianRadialBasis}
 
 
-class GemNetT(nn.Module):
+class GemNetT(Encoder):
     """Batch -> Features, with the atom energies of its own output blocks.
 
     Equal to the published GemNet-T in both common forms (1,892,294 trainable parameters and 17 fixed scale factors at
@@ -36,8 +38,11 @@ class GemNetT(nn.Module):
 
     channels C (atoms and edges), layers (interaction blocks), radial R (functions of the distance, also of each degree
     of the circular basis), cutoff in Å; triplet_channels: size of messages in triplets (default C / 2);
-    basis_channels: size that bases are projected to; elements: atomic numbers below this can be embedded.
+    basis_channels: size that bases are projected to. An atom without neighbours has energy 0, whatever it is.
     """
+
+    provides: ClassVar[frozenset[str]] = frozenset({"energies"})
+    energy_head: ClassVar[str] = "own"
 
     def __init__(
         self,
@@ -47,20 +52,23 @@ class GemNetT(nn.Module):
         cutoff: float = 5.0,
         triplet_channels: int | None = None,
         basis_channels: int = 16,
-        basis: str = "bessel",
-        elements: int = 94,
+        basis: Literal["bessel", "gaussian"] = "bessel",
         envelope_exponent: int = 5,
+        elements: int = 94,
+        **inputs: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(channels, cutoff, elements=elements, **inputs)
         if basis not in BASES:
-            raise InputError(f"gemnet-t: unknown basis {basis!r} (known: {', '.join(BASES)})")
+            raise InputError(f"gemnet-t: unknown basis {basis!r}{nearest(basis, BASES)} (known: {', '.join(BASES)})")
         triplet_channels = max(1, channels // 2) if triplet_channels is None else triplet_channels
-        self.channels, self.cutoff = channels, cutoff
-        self.radial_basis = (BesselBasis if basis == "bessel" else GaussianBasis)(radial, cutoff, envelope_exponent)
-        # One set of radial functions for every degree in the Gaussian form: None, the radial basis itself is used.
-        self.circular_basis = SphericalBesselBasis(DEGREES, radial, cutoff, envelope_exponent) if basis == "bessel" else None
-        self.embedding = nn.Embedding(elements - 1, channels)  # row 0 is hydrogen
+        if triplet_channels < 1:
+            raise InputError(f"gemnet-t: triplet_channels is {triplet_channels}; it must be 1 or more")
+        if self.class_table is None:
+            self.embedding = nn.Embedding(elements - 1, channels)  # as published: the first row is hydrogen's
         nn.init.uniform_(self.embedding.weight, -math.sqrt(3.0), math.sqrt(3.0))
+        self.radial_basis = BASES[basis](radial, cutoff, envelope_exponent)
+        # None: the radial basis serves for every degree.
+        self.circular_basis = SphericalBesselBasis(DEGREES, radial, cutoff, envelope_exponent) if basis == "bessel" else None
         self.edge_embedding = Dense(2 * channels + radial, channels, activate=True)
         self.triplet_radial = Dense(radial, basis_channels)
         self.atom_radial = Dense(radial, basis_channels)
@@ -70,8 +78,14 @@ class GemNetT(nn.Module):
         self.blocks = nn.ModuleList(InteractionBlock(channels, triplet_channels, basis_channels) for _ in range(layers))
         self.outputs = nn.ModuleList(OutputBlock(channels, basis_channels) for _ in range(layers + 1))
 
-    def forward(self, batch: Batch) -> Features:
-        """Scalars (N, C) and atom energies (N,), differentiable in ``batch.positions`` and ``batch.cell``."""
+    def species(self, batch: Batch) -> Tensor:
+        """(N,) row of each atom in the embedding."""
+        rows = super().species(batch)
+        return rows - 1 if self.class_table is None else rows
+
+    def forward(self, batch: Batch, layers: bool = False) -> Features:
+        """Scalars (N, C) and atom energies (N, layers + 1) of the output blocks, differentiable in ``batch.positions``
+        and ``batch.cell``; ``layers``: the scalars after each block, too."""
         edges = edges_of(neighbours(batch, self.cutoff))
         radial = self.radial_basis(edges.distances)  # (E, R)
         circular = radial[:, None] if self.circular_basis is None else self.circular_basis(edges.distances)
@@ -81,13 +95,14 @@ class GemNetT(nn.Module):
             _others(zonal_harmonics(edges.cosines(), DEGREES, dim=2)),
         )
         atom_radial, output_radial = self.atom_radial(radial), self.output_radial(radial)
-        h = self.embedding(batch.numbers - 1)  # (N, C)
-        m = self.edge_embedding(torch.cat([h.index_select(0, edges.sender), h.index_select(0, edges.receiver), radial], dim=1))  # (E, C)
-        energies = self.outputs[0](m, output_radial, edges)
+        h = self.embed(batch)  # (N, C)
+        m = self.edge_embedding(torch.cat([*edges.ends(h), radial], dim=1))  # (E, C)
+        energies, kept = [self.outputs[0](m, output_radial, edges)], []
         for block, output in zip(self.blocks, self.outputs[1:], strict=True):  # type: ignore[arg-type]
             h, m = block(h, m, atom_radial, angular, edges)
-            energies = energies + output(m, output_radial, edges)
-        return Features(h, energies=energies)
+            energies.append(output(m, output_radial, edges))
+            kept.append(h)
+        return Features(h, layers=tuple(kept) if layers else None, energies=torch.stack(energies, dim=1))
 
     def scales(self) -> dict[str, ScaleFactor]:
         """The scale factors by name, in the order in which data pass them."""
@@ -281,7 +296,7 @@ class InteractionBlock(nn.Module):
         x = (self.skip(m) + self.triplets(m, angular, edges)) * HALF
         m = self.after_skip((m + self.before_skip(x)) * HALF)
         h = (h + self.update(m, radial, edges)) * HALF
-        joined = torch.cat([h.index_select(0, edges.sender), h.index_select(0, edges.receiver), m], dim=1)
+        joined = torch.cat([*edges.ends(h), m], dim=1)
         return h, (m + self.edge_residual(self.concatenation(joined))) * HALF
 
 

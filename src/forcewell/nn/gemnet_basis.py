@@ -36,7 +36,7 @@ class BesselBasis(nn.Module):
         return torch.sin(x[:, None] * self.frequencies) * factor[:, None]
 
 
-class GaussianBasis(nn.Module):
+class GaussianRadialBasis(nn.Module):
     """u(x) exp(-(x - μ_n)² / (2 Δ²)) with R centres from 0 to 1, Δ apart: distances (E,) in Å -> (E, R)."""
 
     def __init__(self, size: int, cutoff: float, exponent: int = 5) -> None:
@@ -46,8 +46,9 @@ class GaussianBasis(nn.Module):
     def forward(self, distances: Tensor) -> Tensor:
         x = distances / self.cutoff
         centres = torch.linspace(0.0, 1.0, self.size, dtype=x.dtype, device=x.device)
-        gaussians = torch.exp(-0.5 * ((x[:, None] - centres) * (self.size - 1)) ** 2)
-        return gaussians * polynomial_envelope(x, self.exponent)[:, None]
+        exponent = -0.5 * ((x[:, None] - centres) * (self.size - 1)) ** 2
+        # Below exp(-40) exactly zero: denormal numbers are slow.
+        return torch.exp(exponent.masked_fill(exponent < -40.0, -torch.inf)) * polynomial_envelope(x, self.exponent)[:, None]
 
 
 class SphericalBesselBasis(nn.Module):

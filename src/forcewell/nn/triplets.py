@@ -37,6 +37,10 @@ class Edges:
         """(N, K, ...) -> (E, ...)."""
         return padded.flatten(0, 1).index_select(0, self.place)
 
+    def ends(self, atoms: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C) -> (E, C) of each edge's sender, and of its receiver."""
+        return atoms.index_select(0, self.sender), atoms.index_select(0, self.receiver)
+
     def sum_to_atoms(self, values: Tensor) -> Tensor:
         """(E, C) -> (N, C): the sum over the edges that each atom receives."""
         return values.new_zeros(len(self.directions), values.shape[1]).index_add(0, self.receiver, values)
