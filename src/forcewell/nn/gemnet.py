@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -137,6 +137,23 @@ class GemNetT(Encoder):
             raise
         return {name: float(scale.factor) for name, scale in scales.items()}
 
+    @torch.no_grad()
+    def scale_ratios(self, batch: Batch) -> dict[str, float]:
+        """Var(α y) / Var(reference) of each scale factor on ``batch``: 1 where it was fitted to such data."""
+        ratios: dict[str, float] = {}
+
+        def observe(name: str) -> Callable[..., None]:
+            def hook(_: nn.Module, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+                ratios[name] = float(variance(output) / variance(inputs[1]))
+
+            return hook
+
+        hooks = [scale.register_forward_hook(observe(name)) for name, scale in self.scales().items()]
+        self(batch)
+        for hook in hooks:
+            hook.remove()
+        return ratios
+
 
 class Dense(nn.Linear):
     """A linear map without bias, he-orthogonal at the start, with SiLU / 0.6 behind it on request.
@@ -159,9 +176,9 @@ def he_orthogonal_(weight: Tensor) -> None:
     with torch.no_grad():
         matrix = torch.empty(weight.shape[:-1].numel(), weight.shape[-1])
         nn.init.orthogonal_(matrix)
-        variance, mean = torch.var_mean(matrix, dim=0, correction=0)
-        # A single input has no variance over itself; then the orthogonal matrix is kept as it is.
-        matrix = (matrix - mean) / variance.sqrt() if len(matrix) > 1 else matrix
+        if len(matrix) > 1:  # a single input has no variance; the orthogonal matrix is kept as it is
+            variance, mean = torch.var_mean(matrix, dim=0)
+            matrix = (matrix - mean) / variance.sqrt()
         weight.copy_((matrix * len(matrix) ** -0.5).reshape(weight.shape))
 
 
@@ -341,7 +358,7 @@ def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        if ".seq_energy." in name or name.endswith("rbf.offset"):
+        if ".seq_energy." in name or name.endswith("rbf.offset"):  # stored twice, and fixed
             continue
         module, kind = name.replace(".linear.weight", ".weight").rsplit(".", 1)
         renamed[_ours(module, kind)] = tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -98,8 +99,7 @@ def spherical_bessel_roots(degrees: int, count: int) -> np.ndarray:
     for degree in range(1, degrees):
         ends = roots[-1]
         found = [
-            brentq(lambda z, n=degree: spherical_jn(n, z), low, high, xtol=1e-14, rtol=1e-15)
-            for low, high in zip(ends[:-1], ends[1:], strict=True)
+            brentq(lambda z, n=degree: spherical_jn(n, z), low, high, xtol=1e-14) for low, high in itertools.pairwise(ends)
         ]
         roots.append(np.array(found))
     return np.stack([row[:count] for row in roots])
@@ -107,24 +107,22 @@ def spherical_bessel_roots(degrees: int, count: int) -> np.ndarray:
 
 def _chebyshev_coefficients(degrees: int, size: int) -> np.ndarray:
     """(terms, degrees * size): expansion of sqrt(2) / |j_{l+1}(z_ln)| j_l(z_ln x), l slow, n fast."""
-    from numpy.polynomial.chebyshev import chebinterpolate
+    from numpy.polynomial.chebyshev import chebpts1, chebvander
     from scipy.special import spherical_jn
 
     roots = spherical_bessel_roots(degrees, size)
     # An oscillation of frequency z needs about z + 30 terms for 1e-16.
     terms = int(roots.max()) + 30
-    columns = []
+    nodes = chebpts1(terms)
+    values = np.empty((terms, degrees, size))
     for degree, row in enumerate(roots):
-        for root in row:
-            norm = math.sqrt(2.0) / abs(spherical_jn(degree + 1, root))
-
-            def function(x: np.ndarray, degree: int = degree, root: float = root, norm: float = norm) -> np.ndarray:
-                return norm * np.sign(x) ** degree * spherical_jn(degree, root * np.abs(x))
-
-            column = chebinterpolate(function, terms - 1)
-            column[(degree + 1) % 2 :: 2] = 0.0  # the parity of j_l, which rounding would break
-            columns.append(column)
-    return np.stack(columns, axis=1)
+        norm = math.sqrt(2.0) / np.abs(spherical_jn(degree + 1, row))
+        values[:, degree] = norm * np.sign(nodes[:, None]) ** degree * spherical_jn(degree, np.abs(nodes)[:, None] * row)
+    # T_k are orthogonal over their own nodes.
+    coefficients = chebvander(nodes, terms - 1).T @ values.reshape(terms, -1) * (2 / terms)
+    coefficients[0] /= 2
+    parity = (np.arange(terms)[:, None] + np.repeat(np.arange(degrees), size)) % 2 == 1
+    return np.where(parity, 0.0, coefficients)  # j_l is even or odd as l is; rounding would break it
 
 
 def zonal_harmonics(cosines: Tensor, degrees: int, dim: int) -> Tensor:
