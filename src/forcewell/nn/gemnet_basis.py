@@ -98,9 +98,7 @@ def spherical_bessel_roots(degrees: int, count: int) -> np.ndarray:
     roots = [math.pi * np.arange(1, count + degrees)]
     for degree in range(1, degrees):
         ends = roots[-1]
-        found = [
-            brentq(lambda z, n=degree: spherical_jn(n, z), low, high, xtol=1e-14) for low, high in itertools.pairwise(ends)
-        ]
+        found = [brentq(lambda z, n=degree: spherical_jn(n, z), low, high, xtol=1e-14) for low, high in itertools.pairwise(ends)]
         roots.append(np.array(found))
     return np.stack([row[:count] for row in roots])
 
