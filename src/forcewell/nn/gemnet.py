@@ -38,7 +38,10 @@ class GemNetT(Encoder):
 
     channels C (atoms and edges), layers (interaction blocks), radial R (functions of the distance, also of each degree
     of the circular basis), cutoff in Å; triplet_channels: size of messages in triplets (default C / 2);
-    basis_channels: size that bases are projected to. An atom without neighbours has energy 0, whatever it is.
+    basis_channels: size that bases are projected to.
+
+    As published, an atom without neighbours has energy 0. With ``electronic`` inputs x + e of an atom, f(x + e) - f(x)
+    is added to its energy (f: two maps, C -> C -> 1), so that a lone ion or radical has one; 0 in neutral singlets.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"energies"})
@@ -78,14 +81,18 @@ class GemNetT(Encoder):
         self.blocks = nn.ModuleList(InteractionBlock(channels, triplet_channels, basis_channels) for _ in range(layers))
         self.outputs = nn.ModuleList(OutputBlock(channels, basis_channels) for _ in range(layers + 1))
 
+        self.electronic_energy = (
+            nn.Sequential(Dense(channels, channels, activate=True), Dense(channels, 1)) if self.electronic is not None else None
+        )
+
     def species(self, batch: Batch) -> Tensor:
         """(N,) row of each atom in the embedding."""
         rows = super().species(batch)
         return rows - 1 if self.class_table is None else rows
 
     def forward(self, batch: Batch, layers: bool = False) -> Features:
-        """Scalars (N, C) and atom energies (N, layers + 1) of the output blocks, differentiable in ``batch.positions``
-        and ``batch.cell``; ``layers``: the scalars after each block, too."""
+        """Scalars (N, C) and atom energies, one column for each output block, differentiable in ``batch.positions`` and
+        ``batch.cell``; ``layers``: the scalars after each block, too."""
         edges = edges_of(neighbours(batch, self.cutoff))
         radial = self.radial_basis(edges.distances)  # (E, R)
         circular = radial[:, None] if self.circular_basis is None else self.circular_basis(edges.distances)
@@ -102,6 +109,9 @@ class GemNetT(Encoder):
             h, m = block(h, m, atom_radial, angular, edges)
             energies.append(output(m, output_radial, edges))
             kept.append(h)
+        if self.electronic is not None and self.electronic_energy is not None:
+            x = self.embedding(self.species(batch))
+            energies.append((self.electronic_energy(x + self.electronic(x, batch)) - self.electronic_energy(x))[:, 0])
         return Features(h, layers=tuple(kept) if layers else None, energies=torch.stack(energies, dim=1))
 
     def scales(self) -> dict[str, ScaleFactor]:
