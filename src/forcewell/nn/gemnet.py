@@ -80,7 +80,6 @@ class GemNetT(Encoder):
         he_orthogonal_(self.circular)
         self.blocks = nn.ModuleList(InteractionBlock(channels, triplet_channels, basis_channels) for _ in range(layers))
         self.outputs = nn.ModuleList(OutputBlock(channels, basis_channels) for _ in range(layers + 1))
-
         self.electronic_energy = (
             nn.Sequential(Dense(channels, channels, activate=True), Dense(channels, 1)) if self.electronic is not None else None
         )
@@ -131,8 +130,8 @@ class GemNetT(Encoder):
     def fit_scales(self, batch: Batch) -> dict[str, float]:
         """Sets each scale factor α so that Var(α y) = Var(reference) on ``batch``; returns the factors by name.
 
-        Published as a fit of one factor after another (GemNet, appendix on "scaling factors"); one forward pass does
-        the same, since each is set before its output goes on. Variances are over edges or atoms, averaged over
+        Published as a fit of one factor after another (GemNet's "scaling factors"); one forward pass does the same,
+        since each is set before its output goes on. Variances are over edges or atoms, averaged over
         channels. Give a few hundred atoms or more. Raises InputError where a variance is zero: without neighbours, or
         without three atoms in a molecule. Then all factors are left as they were.
         """
@@ -168,7 +167,7 @@ class GemNetT(Encoder):
 class Dense(nn.Linear):
     """A linear map without bias, he-orthogonal at the start, with SiLU / 0.6 behind it on request.
 
-    1 / 0.6 gives SiLU's output about unit variance for a unit Gaussian input (GemNet, section 6).
+    1 / 0.6 gives SiLU's output about unit variance for a unit Gaussian input.
     """
 
     def __init__(self, inputs: int, outputs: int, activate: bool = False) -> None:
@@ -254,7 +253,7 @@ class Angular:
 class TripletInteraction(nn.Module):
     """Messages m_ba, weighed by distance and by the angle between b -> a and c -> a, summed for each edge c -> a.
 
-    GemNet, figure 2 and appendix: the efficient bilinear layer. Sum over the triplets first, for each degree; then
+    GemNet, figure 2, with the efficient bilinear layer. Sum over the triplets first, for each degree; then
     the radial part; then the bilinear map. Returns (E, C).
     """
 
