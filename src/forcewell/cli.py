@@ -65,6 +65,27 @@ def pretrain(config: str, *, out: Path = Path("runs/pretrain"), changes: Changes
     runs.pretrain(load_config(config, changes), out, resume)
 
 
+@app.command(name="fit-scales")
+def fit_scales(config: str, *, out: Path = Path("fitted.safetensors"), changes: Changes = None) -> None:
+    """Fit the scale factors of an untrained GemNet-T to its data; pretrain does this by itself.
+
+    Example: forcewell fit-scales et-ore --set model.encoder=gemnet-t --out fitted.safetensors
+
+    Parameters
+    ----------
+    config
+        A YAML file, or the name of a recipe, as for pretrain.
+    out
+        Model file to write; go on with forcewell finetune CONFIG --from FILE, which keeps the factors.
+    """
+    from forcewell import runs
+    from forcewell.config import load_config
+
+    for name, factor in runs.fitted(load_config(config, changes), out).items():
+        say(f"{factor:9.4f}  {name}")
+    say(f"wrote {out}")
+
+
 @app.command
 def finetune(
     config: str,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from forcewell.batch import Batch
 from forcewell.errors import InputError
-from forcewell.nn import egnn, equivariant_transformer, heads, schnet
+from forcewell.nn import egnn, equivariant_transformer, gemnet, heads, schnet
 from forcewell.nn.embedding import WANG_CLASSES
 from forcewell.potential import Potential
 from forcewell.system import Block
@@ -194,6 +194,32 @@ def _egnn(given: dict[str, Any], arrays: dict[str, np.ndarray]) -> Published:
     return Published(potential, more=layers)
 
 
+def _gemnet(given: dict[str, Any], arrays: dict[str, np.ndarray]) -> Published:
+    """GemNet-T of TUM's gemnet_pytorch (spherical Bessel basis) and of MDsim (Gaussians)."""
+    settings = {
+        "name": "gemnet-t",
+        "channels": given["emb_size_edge"],
+        "layers": given["num_blocks"],
+        "radial": given["num_radial"],
+        "cutoff": given["cutoff"],
+        "triplet_channels": given["emb_size_trip"],
+        "basis_channels": given["emb_size_cbf"],
+        "basis": given.get("rbf", {"name": "bessel"})["name"],
+        "envelope_exponent": given["envelope_exponent"] if "envelope_exponent" in given else given["envelope"]["exponent"],
+        "elements": len(arrays["param/atom_emb.embeddings.weight"]) + 1,
+    }
+    potential = Potential({"encoder": settings}).double()
+    potential.encoder.load_state_dict(gemnet.from_published(_parameters(arrays)))
+
+    def blocks(batch: Batch) -> dict[str, Tensor]:
+        features = potential.encoder(batch, layers=True)
+        energies = {f"out{k}_E": column for k, column in enumerate(features.energies.unbind(1))}
+        scalars = {f"int{k}_h": h for k, h in enumerate(features.layers)}
+        return {"atomic_energy": potential.head(features), **energies, **scalars}
+
+    return Published(potential, more=blocks)
+
+
 # By a part of the reference that a file names; each function builds that model in its published form.
 MODELS: dict[str, Callable[[dict[str, Any], dict[str, np.ndarray]], Published]] = {
     "torchmd/torchmd-net": _torchmd,
@@ -201,6 +227,8 @@ MODELS: dict[str, Callable[[dict[str, Any], dict[str, np.ndarray]], Published]] 
     "Denoise-Pretrain-ML-Potential models/torchmdnet": _wang_transformer,
     "Denoise-Pretrain-ML-Potential models/schnet": _schnet,
     "Denoise-Pretrain-ML-Potential models/egnn": _egnn,
+    "gemnet_pytorch": _gemnet,
+    "MDsim mdsim/models/gemnet": _gemnet,
 }
 
 

@@ -9,6 +9,7 @@ from forcewell.nn.egnn import EGNN
 from forcewell.nn.embedding import Encoder
 from forcewell.nn.equivariant_transformer import EquivariantTransformer
 from forcewell.nn.features import Features
+from forcewell.nn.gemnet import GemNetT
 from forcewell.nn.heads import EquivariantScalar, EquivariantVector
 from forcewell.nn.schnet import SchNet
 
@@ -16,6 +17,7 @@ ENCODERS: dict[str, type[Encoder]] = {
     "equivariant-transformer": EquivariantTransformer,
     "schnet": SchNet,
     "egnn": EGNN,
+    "gemnet-t": GemNetT,
 }
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "EquivariantTransformer",
     "EquivariantVector",
     "Features",
+    "GemNetT",
     "SchNet",
     "encoder",
     "encoder_settings",
