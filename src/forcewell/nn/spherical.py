@@ -1,0 +1,88 @@
+"""Real spherical harmonics as polynomials, and the Clebsch-Gordan coefficients that couple them.
+
+One convention throughout. The polar axis is y and azimuth is counted from z towards x, so degree 1 is (x, y, z) in
+this order; components run m = -l ... l, those with m < 0 carrying the sine; no Condon-Shortley phase; the integral
+of each squared over the sphere is 1. Degree l has parity (-1)^l.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def harmonics(directions: Tensor, degree: int) -> Tensor:
+    """Unit vectors (..., 3) -> real spherical harmonics (..., (degree + 1)²), degrees 0 to ``degree`` in a row.
+
+    Polynomials in x, y, z without any angle, so every derivative is finite, at the poles too.
+
+    >>> (harmonics(torch.tensor([0.0, 0.6, 0.8]), 1) / math.sqrt(0.75 / math.pi))[1:].tolist()
+    [0.0, 0.6000000238418579, 0.800000011920929]
+    """
+    x, y, z = directions.unbind(-1)
+    # cosine[m] + i sine[m] = (z + i x)^m, that is sin^m(polar angle) times the azimuth's cosine and sine of m.
+    cosine, sine = [torch.ones_like(x)], [torch.zeros_like(x)]
+    for _ in range(degree):
+        cosine.append(cosine[-1] * z - sine[-1] * x)
+        sine.append(sine[-1] * z + cosine[-2] * x)
+    legendre: dict[tuple[int, int], Tensor | float] = {}
+    values: list[Tensor] = []
+    for l in range(degree + 1):
+        for m in range(l + 1):
+            if m == l:
+                legendre[l, m] = float(math.prod(range(1, 2 * l, 2)))  # (2l - 1)!!
+            else:
+                higher = legendre[l - 2, m] if l - 2 >= m else 0.0
+                legendre[l, m] = ((2 * l - 1) * y * legendre[l - 1, m] - (l + m - 1) * higher) / (l - m)
+        for m in range(-l, l + 1):
+            norm = (2 * l + 1) / (4 * math.pi) * math.factorial(l - abs(m)) / math.factorial(l + abs(m))
+            wave = sine[-m] if m < 0 else cosine[m]
+            values.append(math.sqrt(norm * (2 if m else 1)) * legendre[l, abs(m)] * wave)
+    return torch.stack(values, dim=-1)
+
+
+@lru_cache
+def clebsch_gordan(first: int, second: int, total: int) -> np.ndarray:
+    """Coupling (2 first + 1, 2 second + 1, 2 total + 1) of real harmonics, float64, with squares summing to 1.
+
+    The only tensor, up to a factor, that is unchanged when all three are rotated. Its sign is that of Racah's formula
+    carried to real harmonics, a fixed one: the null vectors of published implementations have the sign that their
+    linear algebra library happened to give.
+
+    >>> np.round(clebsch_gordan(1, 1, 0)[:, :, 0] * math.sqrt(3), 12).tolist()
+    [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    """
+    standard = np.zeros((2 * first + 1, 2 * second + 1, 2 * total + 1))
+    for a in range(-first, first + 1):
+        for b in range(max(-second, -total - a), min(second, total - a) + 1):
+            standard[a + first, b + second, a + b + total] = _racah(first, a, second, b, total)
+    real = np.einsum("abc,ai,bj,ck->ijk", standard, *(_real_from_complex(l) for l in (first, second)), _real_from_complex(total).conj())
+    # Real for an even sum of degrees and imaginary for an odd one.
+    coupling = real.imag if (first + second + total) % 2 else real.real
+    coupling = coupling / math.sqrt((coupling**2).sum())
+    coupling.setflags(write=False)
+    return coupling
+
+
+def _racah(j1: int, m1: int, j2: int, m2: int, J: int) -> float:
+    """<j1 m1 j2 m2 | J m1+m2> up to a factor of j1, j2 and J alone, in exact integers until the last step."""
+    f, M = math.factorial, m1 + m2
+    total = 0.0
+    for k in range(max(0, j2 - J - m1, j1 - J + m2), min(j1 + j2 - J, j1 - m1, j2 + m2) + 1):
+        below = f(k) * f(j1 + j2 - J - k) * f(j1 - m1 - k) * f(j2 + m2 - k) * f(J - j2 + m1 + k) * f(J - j1 - m2 + k)
+        total += (-1) ** k / below
+    return total * math.sqrt(f(J + M) * f(J - M) * f(j1 - m1) * f(j1 + m1) * f(j2 - m2) * f(j2 + m2))
+
+
+def _real_from_complex(l: int) -> np.ndarray:
+    """Columns: the real harmonics in terms of the complex ones (with Condon-Shortley phase), both m = -l ... l."""
+    matrix = np.zeros((2 * l + 1, 2 * l + 1), dtype=complex)
+    matrix[l, l] = 1.0
+    for m in range(1, l + 1):
+        matrix[l - m, l + m], matrix[l + m, l + m] = math.sqrt(0.5), (-1) ** m * math.sqrt(0.5)
+        matrix[l - m, l - m], matrix[l + m, l - m] = 1j * math.sqrt(0.5), -1j * (-1) ** m * math.sqrt(0.5)
+    return matrix
