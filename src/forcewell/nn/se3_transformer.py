@@ -111,8 +111,8 @@ class SE3Transformer(nn.Module):
         if self.published:
             degree = geometry.mask.sum(1, keepdim=True)
             mean = (messages * geometry.mask[:, :, None]).sum(1) / degree.clamp_min(1)
-            return Features((mean + own) * degree.clamp_max(1))
-        return Features((messages * geometry.envelope[:, :, None]).sum(1) + own)
+            return Features((mean + own) * degree.clamp_max(1), None)
+        return Features((messages * geometry.envelope[:, :, None]).sum(1) + own, None)
 
     def _geometry(self, batch: Batch) -> Geometry:
         near = neighbours(batch, self.cutoff)
@@ -154,7 +154,7 @@ class Geometry:
             sizes = [(2 * l_out + 1) * len(self.paths[l_in, l_out]) for l_out in range(outputs)]
             coupled = torch.bmm(self.kernels[l_in][:, : sum(sizes)], gathered[:, l_in**2 : (l_in + 1) ** 2])
             for l_out, part in enumerate(coupled.split(sizes, dim=1)):
-                parts[l_out].append(part.reshape(len(part), 2 * l_out + 1, -1))
+                parts[l_out].append(part.unflatten(1, (2 * l_out + 1, -1)).flatten(2))
         return [torch.cat(part, dim=2) for part in parts]
 
 
@@ -267,7 +267,7 @@ class AttentionLayer(nn.Module):
         self.query = nn.ParameterList(
             nn.Parameter(torch.randn(channels_in, inner) / math.sqrt(channels_in)) for _ in range(degrees_in)
         )
-        joined = [inner + (channels_in if l < degrees_in else 0) for l in range(degrees)]
+        joined = [inner + (channels_in if n < degrees_in else 0) for n in range(degrees)]
         self.mix = nn.ParameterList(nn.Parameter(torch.randn(size, width) / math.sqrt(size)) for size in joined)
 
     def forward(self, features: Tensor, geometry: Geometry) -> Tensor:
@@ -282,8 +282,8 @@ class AttentionLayer(nn.Module):
         attended = torch.einsum("nkh,nkmhc->nmhc", self._weights(logits, geometry), value).flatten(2)
         own = _by_degree(features)
         mixed = []
-        for l, (part, matrix) in enumerate(zip(_by_degree(attended), self.mix, strict=True)):
-            mixed.append((torch.cat([part, own[l]], dim=2) if l < len(own) else part) @ matrix)
+        for n, (part, matrix) in enumerate(zip(_by_degree(attended), self.mix, strict=True)):
+            mixed.append((torch.cat([part, own[n]], dim=2) if n < len(own) else part) @ matrix)
         return torch.cat(mixed, dim=1)
 
     def _weights(self, logits: Tensor, geometry: Geometry) -> Tensor:
@@ -311,12 +311,12 @@ class NormNonlinearity(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(N, degrees², C) -> (N, degrees², C)."""
         results = []
-        for l, (part, norm) in enumerate(zip(_by_degree(features), self.norms, strict=True)):
+        for n, (part, norm) in enumerate(zip(_by_degree(features), self.norms, strict=True)):
             square = (part**2).sum(1, keepdim=True)
             if self.published:
                 length = torch.sqrt(square.clamp_min(1e-24))
                 results.append(relu(norm(length)) * part / length)
-            elif l == 0:
+            elif n == 0:
                 results.append(silu(norm(part)))
             else:
                 length = torch.sqrt(square + self.SOFTENING**2)
@@ -327,7 +327,7 @@ class NormNonlinearity(nn.Module):
 def _by_degree(features: Tensor) -> list[Tensor]:
     """(N, degrees², C) -> per degree (N, 2 l + 1, C)."""
     degrees = math.isqrt(features.shape[1])
-    return list(features.split([2 * l + 1 for l in range(degrees)], dim=1))
+    return list(features.split([2 * n + 1 for n in range(degrees)], dim=1))
 
 
 def _uniform(networks: int, inputs: int, outputs: int) -> nn.Parameter:
@@ -351,12 +351,12 @@ def from_wang(state: Mapping[str, Tensor], encoder: SE3Transformer, matrices: Ma
         theirs = f"Gblock.{2 * k}"
         for ours, name in (("value", "v"), ("key", "k")):
             renamed |= _convolution(state, f"{theirs}.GMAB.{name}", f"layers.{k}.{ours}", getattr(layer, ours))
-        for l in range(len(layer.query)):
-            renamed[f"layers.{k}.query.{l}"] = state[f"{theirs}.GMAB.q.transform.{l}"].T
-        for l in range(len(layer.mix)):
-            renamed[f"layers.{k}.mix.{l}"] = state[f"{theirs}.project.transform.{l}"].T
+        for n in range(len(layer.query)):
+            renamed[f"layers.{k}.query.{n}"] = state[f"{theirs}.GMAB.q.transform.{n}"].T
+        for n in range(len(layer.mix)):
+            renamed[f"layers.{k}.mix.{n}"] = state[f"{theirs}.project.transform.{n}"].T
             for kind in ("weight", "bias"):
-                renamed[f"norms.{k}.norms.{l}.{kind}"] = state[f"Gblock.{2 * k + 1}.transform.{l}.0.bn.{kind}"]
+                renamed[f"norms.{k}.norms.{n}.{kind}"] = state[f"Gblock.{2 * k + 1}.transform.{n}.0.bn.{kind}"]
     last = f"Gblock.{2 * len(encoder.layers)}"
     renamed |= _convolution(state, last, "last", encoder.last)
     renamed["own"] = state[f"{last}.kernel_self.0"][0].T

@@ -31,17 +31,17 @@ def harmonics(directions: Tensor, degree: int) -> Tensor:
         sine.append(sine[-1] * z + cosine[-2] * x)
     legendre: dict[tuple[int, int], Tensor | float] = {}
     values: list[Tensor] = []
-    for l in range(degree + 1):
-        for m in range(l + 1):
-            if m == l:
-                legendre[l, m] = float(math.prod(range(1, 2 * l, 2)))  # (2l - 1)!!
+    for L in range(degree + 1):
+        for m in range(L + 1):
+            if m == L:
+                legendre[L, m] = float(math.prod(range(1, 2 * L, 2)))  # (2l - 1)!!
             else:
-                higher = legendre[l - 2, m] if l - 2 >= m else 0.0
-                legendre[l, m] = ((2 * l - 1) * y * legendre[l - 1, m] - (l + m - 1) * higher) / (l - m)
-        for m in range(-l, l + 1):
-            norm = (2 * l + 1) / (4 * math.pi) * math.factorial(l - abs(m)) / math.factorial(l + abs(m))
+                higher = legendre[L - 2, m] if L - 2 >= m else 0.0
+                legendre[L, m] = ((2 * L - 1) * y * legendre[L - 1, m] - (L + m - 1) * higher) / (L - m)
+        for m in range(-L, L + 1):
+            norm = (2 * L + 1) / (4 * math.pi) * math.factorial(L - abs(m)) / math.factorial(L + abs(m))
             wave = sine[-m] if m < 0 else cosine[m]
-            values.append(math.sqrt(norm * (2 if m else 1)) * legendre[l, abs(m)] * wave)
+            values.append(math.sqrt(norm * (2 if m else 1)) * legendre[L, abs(m)] * wave)
     return torch.stack(values, dim=-1)
 
 
@@ -60,7 +60,7 @@ def clebsch_gordan(first: int, second: int, total: int) -> np.ndarray:
     for a in range(-first, first + 1):
         for b in range(max(-second, -total - a), min(second, total - a) + 1):
             standard[a + first, b + second, a + b + total] = _racah(first, a, second, b, total)
-    real = np.einsum("abc,ai,bj,ck->ijk", standard, *(_real_from_complex(l) for l in (first, second)), _real_from_complex(total).conj())
+    real = np.einsum("abc,ai,bj,ck->ijk", standard, *(_real_from_complex(L) for L in (first, second)), _real_from_complex(total).conj())
     # Real for an even sum of degrees and imaginary for an odd one.
     coupling = real.imag if (first + second + total) % 2 else real.real
     coupling = coupling / math.sqrt((coupling**2).sum())
@@ -78,11 +78,11 @@ def _racah(j1: int, m1: int, j2: int, m2: int, J: int) -> float:
     return total * math.sqrt(f(J + M) * f(J - M) * f(j1 - m1) * f(j1 + m1) * f(j2 - m2) * f(j2 + m2))
 
 
-def _real_from_complex(l: int) -> np.ndarray:
+def _real_from_complex(L: int) -> np.ndarray:
     """Columns: the real harmonics in terms of the complex ones (with Condon-Shortley phase), both m = -l ... l."""
-    matrix = np.zeros((2 * l + 1, 2 * l + 1), dtype=complex)
-    matrix[l, l] = 1.0
-    for m in range(1, l + 1):
-        matrix[l - m, l + m], matrix[l + m, l + m] = math.sqrt(0.5), (-1) ** m * math.sqrt(0.5)
-        matrix[l - m, l - m], matrix[l + m, l - m] = 1j * math.sqrt(0.5), -1j * (-1) ** m * math.sqrt(0.5)
+    matrix = np.zeros((2 * L + 1, 2 * L + 1), dtype=complex)
+    matrix[L, L] = 1.0
+    for m in range(1, L + 1):
+        matrix[L - m, L + m], matrix[L + m, L + m] = math.sqrt(0.5), (-1) ** m * math.sqrt(0.5)
+        matrix[L - m, L - m], matrix[L + m, L - m] = 1j * math.sqrt(0.5), -1j * (-1) ** m * math.sqrt(0.5)
     return matrix
