@@ -43,7 +43,8 @@ class SE3Transformer(nn.Module):
     coupling l_in, J, l_out all: mirror images differ in energy       l_in + l_out + J even: the same
     nonlinearity            ReLU(LayerNorm(abs v)) v / abs v: jumps   softened norm; scalars by SiLU(LayerNorm)
                             where v is zero, scalars' sign included
-    radial networks         of the bare distance, LayerNorm, ReLU     of a radial basis, SiLU
+    radial networks         of the bare distance, LayerNorm, ReLU;    of a radial basis, SiLU; one for both
+                            one for values and one for keys
     atoms                   one-hot, 28 (element, charge) classes     learned embedding by atomic number
     ======================  ========================================  ==========================================
 
@@ -105,7 +106,7 @@ class SE3Transformer(nn.Module):
         features = x[:, None]  # (N, 1, C) of degree 0; (N, degrees², C / degrees) after the first layer
         for layer, norm in zip(self.layers, self.norms, strict=True):
             features = norm(layer(features, geometry))
-        messages = self.last(geometry.couple(features, 1), geometry.radial)  # (N K, 1, C)
+        (messages,) = self.last(geometry.couple(features, 1), geometry.radial)  # (N K, 1, C)
         messages = messages[:, 0].unflatten(0, geometry.mask.shape)
         own = features[:, 0] @ self.own
         if self.published:
@@ -149,10 +150,10 @@ class Geometry:
         """Neighbours' features (N, degrees², C) -> per degree l_out < ``outputs``: (N K, 2 l_out + 1, paths C), all
         l_in in a row."""
         parts: list[list[Tensor]] = [[] for _ in range(outputs)]
-        gathered = features.index_select(0, self.sender)
-        for l_in in range(math.isqrt(features.shape[1])):
+        gathered = _by_degree(features.index_select(0, self.sender))
+        for l_in, values in enumerate(gathered):
             sizes = [(2 * l_out + 1) * len(self.paths[l_in, l_out]) for l_out in range(outputs)]
-            coupled = torch.bmm(self.kernels[l_in][:, : sum(sizes)], gathered[:, l_in**2 : (l_in + 1) ** 2])
+            coupled = torch.bmm(self.kernels[l_in].narrow(1, 0, sum(sizes)), values)
             for l_out, part in enumerate(coupled.split(sizes, dim=1)):
                 parts[l_out].append(part.unflatten(1, (2 * l_out + 1, -1)).flatten(2))
         return [torch.cat(part, dim=2) for part in parts]
@@ -203,7 +204,7 @@ class Couplings(nn.Module):
 class RadialConvolution(nn.Module):
     """Coupled features times learned functions of the distance, to ``outputs[l]`` channels of each degree l.
 
-    A network R -> 32 -> 32 -> (paths, in, out) of the distance for every pair of degrees (l_in, l_out).
+    A network R -> 32 -> 32 -> (out, paths, in) of the distance for every pair of degrees (l_in, l_out).
     """
 
     def __init__(self, couplings: Couplings, inputs: int, degrees: int, channels: int, outputs: Sequence[int], published: bool) -> None:
@@ -228,8 +229,8 @@ class RadialConvolution(nn.Module):
             self.norm_weights = nn.ParameterList(nn.Parameter(torch.ones(P, 1, HIDDEN)) for _ in range(2))
             self.norm_biases = nn.ParameterList(nn.Parameter(torch.zeros(P, 1, HIDDEN)) for _ in range(2))
 
-    def forward(self, coupled: list[Tensor], radial: Tensor) -> Tensor:
-        """Coupled features (see Geometry.couple) and radial (E, R) -> (E, Σ (2 l + 1), C'), one C' for all degrees."""
+    def forward(self, coupled: list[Tensor], radial: Tensor) -> list[Tensor]:
+        """Coupled features (see Geometry.couple) and radial (E, R) -> per degree l: (E, 2 l + 1, outputs[l])."""
         x = self._activate(torch.matmul(radial, self.first) + self.first_bias, 0)  # (P, E, 32)
         x = self._activate(torch.baddbmm(self.second_bias, x, self.second), 1)
         weights: dict[tuple[int, int], Tensor] = {}
@@ -238,9 +239,9 @@ class RadialConvolution(nn.Module):
             weights |= {next(pairs): values for values in torch.baddbmm(bias, hidden, third).unbind()}
         results = []
         for l_out, source in enumerate(coupled):
-            mine = [weights[pair].unflatten(1, (-1, self.outputs[l_out])) for pair in sorted(weights) if pair[1] == l_out]
-            results.append(torch.bmm(source, torch.cat(mine, dim=1)) * self.scale[l_out])
-        return torch.cat(results, dim=1)
+            mine = [weights[pair].unflatten(1, (self.outputs[l_out], -1)) for pair in sorted(weights) if pair[1] == l_out]
+            results.append(torch.bmm(source, torch.cat(mine, dim=2).mT) * self.scale[l_out])
+        return results
 
     def _activate(self, x: Tensor, which: int) -> Tensor:
         if not self.published:
@@ -262,8 +263,9 @@ class AttentionLayer(nn.Module):
         super().__init__()
         self.heads, self.published = heads, published
         inner, degrees = width // divisor, couplings.degrees
-        self.value = RadialConvolution(couplings, inputs, degrees_in, channels_in, [inner] * degrees, published)
-        self.key = RadialConvolution(couplings, inputs, degrees_in, channels_in, [inner] * degrees_in, published)
+        both = [inner if published or degree >= degrees_in else 2 * inner for degree in range(degrees)]
+        self.value = RadialConvolution(couplings, inputs, degrees_in, channels_in, both, published)
+        self.key = RadialConvolution(couplings, inputs, degrees_in, channels_in, [inner] * degrees_in, published) if published else None
         self.query = nn.ParameterList(
             nn.Parameter(torch.randn(channels_in, inner) / math.sqrt(channels_in)) for _ in range(degrees_in)
         )
@@ -274,8 +276,14 @@ class AttentionLayer(nn.Module):
         """Features (N, degrees_in², C_in) -> (N, degrees², C / degrees)."""
         N, K = geometry.mask.shape
         coupled = geometry.couple(features, len(self.mix))
-        value = self.value(coupled, geometry.radial).unflatten(0, (N, K)).unflatten(3, (self.heads, -1))
-        key = self.key(coupled[: len(self.query)], geometry.radial).unflatten(0, (N, K)).unflatten(3, (self.heads, -1))
+        value = self.value(coupled, geometry.radial)
+        inner = self.query[0].shape[1]
+        if self.key is None:
+            key = [part[:, :, inner:] for part in value[: len(self.query)]]
+            value = [part[:, :, :inner] for part in value]
+        else:
+            key = self.key(coupled[: len(self.query)], geometry.radial)
+        value, key = (torch.cat(part, dim=1).unflatten(0, (N, K)).unflatten(3, (self.heads, -1)) for part in (value, key))
         query = torch.cat([part @ matrix for part, matrix in zip(_by_degree(features), self.query, strict=True)], dim=1)
         size = query.shape[1] * query.shape[2]
         logits = torch.einsum("nkmhc,nmhc->nkh", key, query.unflatten(2, (self.heads, -1))) / math.sqrt(size)
@@ -378,10 +386,10 @@ def _convolution(state: Mapping[str, Tensor], theirs: str, ours: str, target: Ra
         renamed[f"{ours}.norm_biases.{place}"] = stacked(f"{number}.bn.bias")[:, None]
     rows = []
     for net, pair in zip(nets, target.pairs, strict=True):
-        # Their rows are [out, in, path], ours [path, in, out].
+        # Their rows are [out, in, path], ours [out, path, in].
         shape = (target.outputs[pair[1]], -1, 2 * min(pair) + 1)
         both = torch.cat([state[f"{net}.6.bias"][:, None], state[f"{net}.6.weight"]], dim=1)
-        rows.append(both.unflatten(0, shape).permute(3, 2, 1, 0).flatten(1))
+        rows.append(both.unflatten(0, shape).permute(3, 0, 2, 1).flatten(1))
     for place, count in enumerate(target.sizes.values()):
         both = torch.stack(rows[:count])
         rows = rows[count:]
