@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from forcewell.batch import Batch
 from forcewell.errors import InputError, nearest
-from forcewell.nn import EquivariantScalar, EquivariantVector, Features, encoder
+from forcewell.nn import Features, encoder
+from forcewell.nn.heads import ENERGY_HEADS, NOISE_HEADS, Displacement, GradientNoise, read_out
 from forcewell.system import System, block_of
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ class Prediction:
 class Potential(nn.Module):
     """A conservative force field: E = Σ_atoms head(encoder(batch)), F = -dE/dr.
 
-    config: ``{"encoder": {"name": ..., settings}, "head": {"noise": bool}}``, enough to rebuild the model.
+    config: ``{"encoder": {"name": ..., settings}, "head": {"energy": kind, "noise": kind}}``, enough to rebuild the model.
+    Without "energy" the head is the encoder's own default, size-extensive; "noise" True is the encoder's default noise
+    head, False (the default) none (kinds: nn/heads.py).
     levels: names of the levels of theory it was trained on, the last fine-tuned one last. references: per level,
     (119,) float64 eV by atomic number; they are outside the network, so float32 never sees a total energy.
     elements: atomic numbers met in training.
@@ -50,11 +53,13 @@ class Potential(nn.Module):
         elements: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        self.config = {"encoder": dict(config["encoder"]), "head": dict(config.get("head", {}))}
-        settings = dict(self.config["encoder"])
+        settings, head = dict(config["encoder"]), dict(config.get("head") or {})
+        self.config = {"encoder": dict(settings), "head": head}
         self.encoder = encoder(settings.pop("name"), **settings)
-        self.head = EquivariantScalar(self.encoder.channels)  # type: ignore[arg-type]
-        self.noise_head = EquivariantVector(self.encoder.channels) if self.config["head"].get("noise") else None  # type: ignore[arg-type]
+        head["energy"] = head.get("energy") or self.encoder.energy_head
+        noise = head["noise"] = self.encoder.noise_head if head.get("noise") is True else head.get("noise", False)
+        self.head = read_out(self.encoder, head["energy"], ENERGY_HEADS)
+        self.noise_head = read_out(self.encoder, noise, NOISE_HEADS) if noise else None
         self.levels = tuple(levels)
         self.references = {level: np.zeros(ELEMENTS) for level in self.levels}
         self.references |= {level: np.asarray(values, dtype=np.float64) for level, values in (references or {}).items()}
@@ -63,7 +68,7 @@ class Potential(nn.Module):
     @property
     def cutoff(self) -> float:
         """Å; two atoms farther apart do not see each other directly."""
-        return float(self.encoder.cutoff)  # type: ignore[arg-type]
+        return float(self.encoder.cutoff)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -80,13 +85,17 @@ class Potential(nn.Module):
     ) -> Prediction:
         """Energy, and on request forces, stress and the noise head's output.
 
-        create_graph keeps the forces differentiable (training); the input batch is never changed. An objective
-        that needs neither forces nor stress passes ``forces=False`` and no second-order graph is built.
+        create_graph keeps the forces differentiable (training), and noise that is a gradient; the input batch is never
+        changed. An objective that needs neither forces nor stress passes ``forces=False`` and no second-order graph is
+        built, except for a noise head that is itself a gradient. Raises InputError where there is no noise head.
         """
-        differentiate = forces or stress
+        if noise and self.noise_head is None:
+            raise InputError("this potential has no noise head; set model.head.noise to true before pre-training")
+        gradient_noise = noise and isinstance(self.noise_head, GradientNoise)
+        differentiate = forces or stress or gradient_noise
         with torch.enable_grad() if differentiate else torch.set_grad_enabled(torch.is_grad_enabled()):
             positions, cell, strain = batch.positions.detach(), batch.cell, None
-            if forces:
+            if forces or gradient_noise:
                 positions = positions.requires_grad_(True)
             if stress:
                 # r -> r (1 + ε) with ε symmetric; dE/dε at ε = 0 is volume times stress.
@@ -95,16 +104,24 @@ class Potential(nn.Module):
                 cell = cell @ deform
             moved = positions if strain is None else torch.einsum("na,nab->nb", positions, deform.index_select(0, batch.molecule))
             features: Features = self.encoder(dataclasses.replace(batch, positions=moved, cell=cell))
-            atomic = self.head(features)
-            energy = atomic.new_zeros(len(batch)).index_add(0, batch.molecule, atomic)
-            prediction = Prediction(energy)
+            prediction = Prediction(self.head.energies(features, batch))  # type: ignore[operator]
             if noise:
-                if self.noise_head is None:
-                    raise InputError("this potential has no noise head; set model.head.noise to true before pre-training")
-                prediction.noise = self.noise_head(features)
-            if differentiate:
+                prediction.noise = self._noise(features, positions, create_graph)
+            if forces or stress:
                 self._differentiate(prediction, positions if forces else None, strain, batch, create_graph)
+        if not torch.is_grad_enabled() and not create_graph:
+            prediction.energy = prediction.energy.detach()
         return prediction
+
+    def _noise(self, features: Features, positions: Tensor, create_graph: bool) -> Tensor:
+        """(N, 3): what the noise head says, by its own kind."""
+        head = self.noise_head
+        assert head is not None
+        if isinstance(head, GradientNoise):
+            # The graph is kept for the energy, which shares the encoder.
+            pseudo = head(features).sum()
+            return -torch.autograd.grad(pseudo, positions, create_graph=create_graph, retain_graph=True, materialize_grads=True)[0]
+        return head(features, positions) if isinstance(head, Displacement) else head(features)
 
     def _differentiate(
         self, prediction: Prediction, positions: Tensor | None, strain: Tensor | None, batch: Batch, create_graph: bool
@@ -147,7 +164,7 @@ class Potential(nn.Module):
 
     def check_elements(self, numbers: np.ndarray | Tensor) -> None:
         """Raises InputError where ``numbers`` has elements that the model was never trained on, or cannot embed."""
-        limit = self.config["encoder"].get("elements", 100)
+        limit = self.encoder.elements
         if len(numbers) and int(numbers.max()) >= limit:
             raise InputError(f"the model embeds atomic numbers below {limit}, and {int(numbers.max())} is not")
         unseen = sorted(set(np.unique(numbers.cpu().numpy() if isinstance(numbers, Tensor) else numbers).tolist()) - set(self.elements))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from forcewell.checkpoint import load_model, save_model, training_hashes, write_bytes
-from forcewell.config import EncoderConfig, ModelConfig, RunConfig, dump_config
+from forcewell.config import HeadConfig, ModelConfig, RunConfig, dump_config, encoder_config
 from forcewell.display import TrainingDisplay, say
 from forcewell.errors import InputError
 from forcewell.loader import Loader, Source, fixed_batches
@@ -60,7 +60,7 @@ def pretrain(config: RunConfig, out: Path, resume: bool = False) -> Path:
             raise InputError(f"model.encoder.elements is {encoder['elements']}: it must be above the data's atomic number {heaviest}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            potential = Potential({"encoder": encoder}, levels=levels, elements=_elements(training))
+            potential = Potential({"encoder": encoder, "head": config.model.head.model_dump()}, levels=levels, elements=_elements(training))
         return _run(config, out, begun, fabric, Parts(potential, training, validation, objectives, [], np.zeros(0, dtype=np.uint64)))
 
 
@@ -98,8 +98,7 @@ def finetune(config: RunConfig, model: Path, out: Path, resume: bool = False) ->
 
 def _with_model_of(parent: Potential, config: RunConfig) -> RunConfig:
     """The configuration with the parent's network in it: fine-tuning does not change that."""
-    known = {name: value for name, value in parent.config["encoder"].items() if name in EncoderConfig.model_fields}
-    model = ModelConfig(encoder=EncoderConfig(**known))
+    model = ModelConfig(encoder=encoder_config(parent.config["encoder"]), head=HeadConfig(**parent.config["head"]))
     if config.model not in (ModelConfig(), model):
         say("the network is that of the model file; the configuration's own 'model' is not used")
     return config.model_copy(update={"model": model})

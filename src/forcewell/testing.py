@@ -11,6 +11,7 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from forcewell.batch import Batch, concatenate
 from forcewell.errors import InputError
-from forcewell.nn import encoder
+from forcewell.nn import encoder_settings
 from forcewell.potential import Potential
 from forcewell.system import Block
 
@@ -32,6 +33,8 @@ MOLECULES: dict[str, tuple[list[int], list[list[float]]]] = {
     "hydrogen cyanide": ([1, 6, 7], [[0.0, 0.0, -1.07], [0.0, 0.0, 0.0], [0.0, 0.0, 1.16]]),
     "one atom": ([8], [[0.3, -0.2, 0.1]]),
 }
+# Sizes of the models that are checked; an encoder takes those of the settings that it has.
+SMALL = {"channels": 32, "layers": 2, "heads": 4, "radial": 16, "filters": 24, "elements": 20}
 # Largest error allowed, in float64 and in the unit of the quantity (eV, eV/Å). Random models with energies and
 # forces of order one reach 1e-13 for exact symmetries and 1e-9 for finite differences.
 EXACT, DIFFERENCE = 1e-10, 1e-8
@@ -257,15 +260,15 @@ def _precision(potential: Potential, model: Potential) -> Check:
     return Check("float32 against float64: forces, relative", _error(rough, exact) / max(scale, 1e-12), 2e-5)
 
 
-def small_potential(name: str, seed: int = 0) -> Potential:
-    """A small random model of an encoder (32 channels, 2 layers), for checks.
+def small_potential(name: str, seed: int = 0, **settings: Any) -> Potential:
+    """A small random model of an encoder (32 channels, 2 layers), for checks; ``settings`` of its encoder.
 
     Biases, which start at zero, are drawn too: without them filters vanish at the cutoff, and a hard cutoff hides.
     """
     torch.manual_seed(seed)
-    settings = {"name": name, "channels": 32, "layers": 2, "heads": 4, "radial": 16, "elements": 20}
-    encoder(**settings)  # refuses an unknown name before anything is built
-    potential = Potential({"encoder": settings})
+    known = encoder_settings(name)  # refuses an unknown name before anything is built
+    small = {key: value for key, value in SMALL.items() if key in known}
+    potential = Potential({"encoder": {"name": name, **small, **settings}})
     with torch.no_grad():
         for parameter in potential.parameters():
             if parameter.dim() == 1:
