@@ -11,11 +11,13 @@ from forcewell.nn.equivariant_transformer import EquivariantTransformer
 from forcewell.nn.features import Features
 from forcewell.nn.heads import EquivariantScalar, EquivariantVector
 from forcewell.nn.schnet import SchNet
+from forcewell.nn.se3_transformer import SE3Transformer
 
 ENCODERS: dict[str, type[Encoder]] = {
     "equivariant-transformer": EquivariantTransformer,
     "schnet": SchNet,
     "egnn": EGNN,
+    "se3-transformer": SE3Transformer,
 }
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "EquivariantTransformer",
     "EquivariantVector",
     "Features",
+    "SE3Transformer",
     "SchNet",
     "encoder",
     "encoder_settings",

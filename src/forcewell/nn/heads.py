@@ -133,6 +133,15 @@ class PooledEnergy(nn.Module):
         return self.out(silu(self.hidden(sum_atoms(features.scalars, batch))))[:, 0]
 
 
+class MeanPooledEnergy(PooledEnergy):
+    """The same of the mean over atoms, with ReLU: the read-out of their SE(3)-Transformer. For published weights only."""
+
+    def energies(self, features: Features, batch: Batch) -> Tensor:
+        """(M,) eV."""
+        mean = sum_atoms(features.scalars, batch) / batch.counts.clamp_min(1)[:, None]
+        return self.out(torch.relu(self.hidden(mean)))[:, 0]
+
+
 class OwnEnergies(AtomicEnergies):
     """The energies of the encoder's own output blocks, summed (GemNet-T); no parameters."""
 
@@ -176,6 +185,7 @@ ENERGY_HEADS: dict[str, Callable[[int], nn.Module]] = {
     "per-atom": AtomEnergy,
     "schnet": SchNetEnergy,
     "pooled": PooledEnergy,
+    "mean-pooled": MeanPooledEnergy,
     "own": OwnEnergies,
 }
 NOISE_HEADS: dict[str, Callable[[int], nn.Module]] = {"vectors": EquivariantVector, "coordinates": Displacement, "gradient": GradientNoise}

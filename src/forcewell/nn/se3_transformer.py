@@ -5,30 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, relu
+from torch.nn.functional import relu
 
 from forcewell.batch import Batch
 from forcewell.errors import InputError
 from forcewell.graph import neighbours
 from forcewell.nn.activation import silu
+from forcewell.nn.embedding import WANG_CLASSES, Encoder, OneHot
 from forcewell.nn.features import Features
 from forcewell.nn.radial import ExponentialNormalBasis, cosine_cutoff
-from forcewell.nn.spherical import clebsch_gordan, harmonics
+from forcewell.nn.spherical import Couplings, clebsch_gordan
 
 HIDDEN = 32  # width of every radial network, as published
 PUBLISHED_INPUTS = 5  # a published radial network sees four zeros and the distance
 
 
-class SE3Transformer(nn.Module):
+class SE3Transformer(Encoder):
     """Attention between features of several degrees of rotation: Batch -> Features (scalars).
 
     channels C (a multiple of degrees; each atom has C / degrees channels of every degree l < degrees); values and
-    keys have C / degrees / divisor channels, a multiple of heads; cutoff in Å; radial: size of the distance basis;
-    elements: atomic numbers below this can be embedded; conditions: learned tokens (``Batch.condition``).
+    keys have C / degrees / divisor channels, a multiple of heads; cutoff in Å; radial: size of the distance basis.
 
     The default form mends what is unsound in the published one, which ``published=True`` restores for its weights
     (239,057 parameters at the defaults, a pooled head of 1,089 included, with its 28 atom classes):
@@ -51,10 +52,8 @@ class SE3Transformer(nn.Module):
     Also as published: ``truncated_gradient=True`` takes the directions between atoms as constants, so that "forces"
     are the radial part alone of the energy's gradient (its error can exceed the force itself). Every pair of atoms is
     there twice in the published graph, which changes neither a softmax nor a mean and is left out.
-    The published coupling matrices have arbitrary signs; ``signs`` keeps those that the weights were trained with.
+    The published coupling matrices have arbitrary signs; ``couplings.signs`` keeps those that the weights were trained with.
     """
-
-    signs: Tensor
 
     def __init__(
         self,
@@ -65,55 +64,51 @@ class SE3Transformer(nn.Module):
         divisor: int = 4,
         radial: int = 16,
         cutoff: float = 5.0,
-        elements: int = 100,
-        conditions: int = 0,
         published: bool = False,
         truncated_gradient: bool = False,
+        **inputs: Any,
     ) -> None:
-        super().__init__()
+        rows = len(WANG_CLASSES) if inputs.get("classes") == "wang" else inputs.get("elements", 100)
+        super().__init__(rows if published else channels, cutoff, **inputs)
         if channels % (degrees * divisor * heads):
             raise InputError(
                 f"se3-transformer: channels ({channels}) must be a multiple of degrees x divisor x heads ({degrees * divisor * heads})"
             )
-        self.channels, self.cutoff, self.conditions = channels, cutoff, conditions
+        first, self.channels = self.channels, channels
         self.published, self.truncated_gradient = published, truncated_gradient
         width = channels // degrees
         self.couplings = Couplings(degrees, published)
         if published:
-            self.register_buffer("embedding", torch.eye(elements), persistent=False)
-            inputs, first = PUBLISHED_INPUTS, elements
+            self.embedding = OneHot(rows)
         else:
-            self.embedding = nn.Parameter(torch.randn(elements, channels))
             self.basis = ExponentialNormalBasis(radial, cutoff)
-            inputs, first = radial, channels
-        self.tokens: Tensor | None
-        self.register_parameter("tokens", nn.Parameter(torch.zeros(conditions, first)) if conditions else None)
+        width_in = PUBLISHED_INPUTS if published else radial
         self.layers = nn.ModuleList(
-            AttentionLayer(self.couplings, inputs, 1 if k == 0 else degrees, first if k == 0 else width, width, divisor, heads, published)
+            AttentionLayer(self.couplings, width_in, 1 if k == 0 else degrees, first if k == 0 else width, width, divisor, heads, published)
             for k in range(layers)
         )
         self.norms = nn.ModuleList(NormNonlinearity(degrees, width, published) for _ in range(layers))
-        self.last = RadialConvolution(self.couplings, inputs, degrees, width, [channels], published)
+        self.last = RadialConvolution(self.couplings, width_in, degrees, width, [channels], published)
         self.own = nn.Parameter(torch.randn(width, channels) / math.sqrt(width))
 
-    def forward(self, batch: Batch) -> Features:
-        """Scalars (N, C), differentiable in ``batch.positions`` and ``batch.cell``."""
+    def forward(self, batch: Batch, layers: bool = False) -> Features:
+        """Scalars (N, C), differentiable in ``batch.positions`` and ``batch.cell``; ``layers``: the degree-0 features
+        (N, C / degrees) after each layer, too."""
         geometry = self._geometry(batch)
-        x = embedding(batch.numbers, self.embedding)
-        if self.tokens is not None:
-            table = torch.cat([torch.zeros_like(self.tokens[:1]), self.tokens])
-            x = x + embedding(batch.condition, table).index_select(0, batch.molecule)
+        x = self.embed(batch)
+        kept: list[Tensor] = []
         features = x[:, None]  # (N, 1, C) of degree 0; (N, degrees², C / degrees) after the first layer
         for layer, norm in zip(self.layers, self.norms, strict=True):
             features = norm(layer(features, geometry))
+            kept.append(features[:, 0])
         (messages,) = self.last(geometry.couple(features, 1), geometry.radial)  # (N K, 1, C)
         messages = messages[:, 0].unflatten(0, geometry.mask.shape)
         own = features[:, 0] @ self.own
         if self.published:
             degree = geometry.mask.sum(1, keepdim=True)
             mean = (messages * geometry.mask[:, :, None]).sum(1) / degree.clamp_min(1)
-            return Features((mean + own) * degree.clamp_max(1), None)
-        return Features((messages * geometry.envelope[:, :, None]).sum(1) + own, None)
+            return Features((mean + own) * degree.clamp_max(1), layers=tuple(kept) if layers else None)
+        return Features((messages * geometry.envelope[:, :, None]).sum(1) + own, layers=tuple(kept) if layers else None)
 
     def _geometry(self, batch: Batch) -> Geometry:
         near = neighbours(batch, self.cutoff)
@@ -121,10 +116,8 @@ class SE3Transformer(nn.Module):
         if self.truncated_gradient:
             directions = directions.detach()
         r = near.distances.reshape(-1)
-        if self.published:
-            radial = torch.stack([torch.zeros_like(r)] * (PUBLISHED_INPUTS - 1) + [r], dim=1)
-        else:
-            radial = self.basis(r)
+        bare = [torch.zeros_like(r)] * (PUBLISHED_INPUTS - 1) + [r]
+        radial = torch.stack(bare, dim=1) if self.published else self.basis(r)
         return Geometry(
             near.sender.reshape(-1),
             near.mask,
@@ -157,48 +150,6 @@ class Geometry:
             for l_out, part in enumerate(coupled.split(sizes, dim=1)):
                 parts[l_out].append(part.unflatten(1, (2 * l_out + 1, -1)).flatten(2))
         return [torch.cat(part, dim=2) for part in parts]
-
-
-class Couplings(nn.Module):
-    """Kernels that turn degree l_in into l_out along a direction u: K_J(u) = Σ_M Q^J_M Y_JM(u) (Fuchs et al. eq. 8).
-
-    Q is the Clebsch-Gordan tensor of (l_out, l_in, J) with squares summing to 1, times a sign per (l_in, l_out, J).
-    The default form scales each kernel to keep the variance of one component.
-    """
-
-    signs: Tensor
-    constants: Tensor
-    path_of: Tensor
-
-    def __init__(self, degrees: int, published: bool) -> None:
-        super().__init__()
-        self.degrees = degrees
-        pairs = [(l_in, l_out) for l_in in range(degrees) for l_out in range(degrees)]
-        step = 1 if published else 2
-        self.paths = {(a, b): list(range(abs(a - b), a + b + 1, step)) for a, b in pairs}
-        self.names = [(l_in, l_out, J) for (l_in, l_out), Js in self.paths.items() for J in Js]
-        self.columns = [sum((2 * b + 1) * len(self.paths[a, b]) for b in range(degrees)) * (2 * a + 1) for a in range(degrees)]
-        constants, path_of = [], []
-        for (l_in, l_out), Js in self.paths.items():
-            block = np.zeros(((2 * degrees - 1) ** 2, 2 * l_out + 1, len(Js), 2 * l_in + 1))
-            scale = 1.0 if published else math.sqrt(4 * math.pi * (2 * l_out + 1))
-            for place, J in enumerate(Js):
-                block[J**2 : (J + 1) ** 2, :, place] = clebsch_gordan(l_out, l_in, J).transpose(2, 0, 1) * scale
-            constants.append(block.reshape(len(block), -1))
-            index = np.array([self.names.index((l_in, l_out, J)) for J in Js])
-            path_of.append(np.broadcast_to(index[None, :, None], block.shape[1:]).reshape(-1))
-        # Kept as bits: float32 constants in a model that is later used in float64 would leave it inexact at 1e-8.
-        bits = torch.from_numpy(np.concatenate(constants, axis=1)).view(torch.int64)
-        self.register_buffer("constants", bits, persistent=False)
-        self.register_buffer("path_of", torch.from_numpy(np.concatenate(path_of)), persistent=False)
-        self.register_buffer("signs", torch.ones(len(self.names)))
-
-    def forward(self, directions: Tensor) -> list[Tensor]:
-        """Unit vectors (E, 3) -> per degree l_in: (E, rows, 2 l_in + 1); see Geometry.kernels."""
-        table = self.constants.view(torch.float64).to(directions.dtype) * self.signs.to(directions.dtype).index_select(0, self.path_of)
-        values = harmonics(directions, 2 * self.degrees - 2) @ table
-        parts = values.split(self.columns, dim=1)
-        return [part.unflatten(1, (-1, 2 * l_in + 1)) for l_in, part in enumerate(parts)]
 
 
 class RadialConvolution(nn.Module):
@@ -266,9 +217,7 @@ class AttentionLayer(nn.Module):
         both = [inner if published or degree >= degrees_in else 2 * inner for degree in range(degrees)]
         self.value = RadialConvolution(couplings, inputs, degrees_in, channels_in, both, published)
         self.key = RadialConvolution(couplings, inputs, degrees_in, channels_in, [inner] * degrees_in, published) if published else None
-        self.query = nn.ParameterList(
-            nn.Parameter(torch.randn(channels_in, inner) / math.sqrt(channels_in)) for _ in range(degrees_in)
-        )
+        self.query = nn.ParameterList(nn.Parameter(torch.randn(channels_in, inner) / math.sqrt(channels_in)) for _ in range(degrees_in))
         joined = [inner + (channels_in if n < degrees_in else 0) for n in range(degrees)]
         self.mix = nn.ParameterList(nn.Parameter(torch.randn(size, width) / math.sqrt(size)) for size in joined)
 
@@ -348,7 +297,9 @@ def _uniform_bias(networks: int, inputs: int, outputs: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(networks, 1, outputs).uniform_(-bound, bound))
 
 
-def from_wang(state: Mapping[str, Tensor], encoder: SE3Transformer, matrices: Mapping[str, np.ndarray] | None = None) -> dict[str, Tensor]:
+def from_published(
+    state: Mapping[str, Tensor], encoder: SE3Transformer, matrices: Mapping[str, np.ndarray] | None = None
+) -> dict[str, Tensor]:
     """Tensors of a published state dict (``Gblock.*``) under the names of ``encoder`` (published form) and in its layout.
 
     matrices: the coupling matrices the weights were trained with, ``J{J}_in{l_in}_out{l_out}`` of shape
@@ -359,6 +310,7 @@ def from_wang(state: Mapping[str, Tensor], encoder: SE3Transformer, matrices: Ma
         theirs = f"Gblock.{2 * k}"
         for ours, name in (("value", "v"), ("key", "k")):
             renamed |= _convolution(state, f"{theirs}.GMAB.{name}", f"layers.{k}.{ours}", getattr(layer, ours))
+        assert isinstance(layer, AttentionLayer)
         for n in range(len(layer.query)):
             renamed[f"layers.{k}.query.{n}"] = state[f"{theirs}.GMAB.q.transform.{n}"].T
         for n in range(len(layer.mix)):

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def harmonics(directions: Tensor, degree: int) -> Tensor:
@@ -36,7 +36,7 @@ def harmonics(directions: Tensor, degree: int) -> Tensor:
             if m == L:
                 legendre[L, m] = float(math.prod(range(1, 2 * L, 2)))  # (2l - 1)!!
             else:
-                higher = legendre[L - 2, m] if L - 2 >= m else 0.0
+                higher = legendre[L - 2, m] if m <= L - 2 else 0.0
                 legendre[L, m] = ((2 * L - 1) * y * legendre[L - 1, m] - (L + m - 1) * higher) / (L - m)
         for m in range(-L, L + 1):
             norm = (2 * L + 1) / (4 * math.pi) * math.factorial(L - abs(m)) / math.factorial(L + abs(m))
@@ -86,3 +86,45 @@ def _real_from_complex(L: int) -> np.ndarray:
         matrix[L - m, L + m], matrix[L + m, L + m] = math.sqrt(0.5), (-1) ** m * math.sqrt(0.5)
         matrix[L - m, L - m], matrix[L + m, L - m] = 1j * math.sqrt(0.5), -1j * (-1) ** m * math.sqrt(0.5)
     return matrix
+
+
+class Couplings(nn.Module):
+    """Kernels that turn degree l_in into l_out along a direction u: K_J(u) = Σ_M Q^J_M Y_JM(u) (Fuchs et al. eq. 8).
+
+    Q is the Clebsch-Gordan tensor of (l_out, l_in, J) with squares summing to 1, times a sign per (l_in, l_out, J).
+    The default form scales each kernel to keep the variance of one component.
+    """
+
+    signs: Tensor
+    constants: Tensor
+    path_of: Tensor
+
+    def __init__(self, degrees: int, published: bool) -> None:
+        super().__init__()
+        self.degrees = degrees
+        pairs = [(l_in, l_out) for l_in in range(degrees) for l_out in range(degrees)]
+        step = 1 if published else 2
+        self.paths = {(a, b): list(range(abs(a - b), a + b + 1, step)) for a, b in pairs}
+        self.names = [(l_in, l_out, J) for (l_in, l_out), Js in self.paths.items() for J in Js]
+        self.columns = [sum((2 * b + 1) * len(self.paths[a, b]) for b in range(degrees)) * (2 * a + 1) for a in range(degrees)]
+        constants, path_of = [], []
+        for (l_in, l_out), Js in self.paths.items():
+            block = np.zeros(((2 * degrees - 1) ** 2, 2 * l_out + 1, len(Js), 2 * l_in + 1))
+            scale = 1.0 if published else math.sqrt(4 * math.pi * (2 * l_out + 1))
+            for place, J in enumerate(Js):
+                block[J**2 : (J + 1) ** 2, :, place] = clebsch_gordan(l_out, l_in, J).transpose(2, 0, 1) * scale
+            constants.append(block.reshape(len(block), -1))
+            index = np.array([self.names.index((l_in, l_out, J)) for J in Js])
+            path_of.append(np.broadcast_to(index[None, :, None], block.shape[1:]).reshape(-1))
+        # Kept as bits: float32 constants in a model that is later used in float64 would leave it inexact at 1e-8.
+        bits = torch.from_numpy(np.concatenate(constants, axis=1)).view(torch.int64)
+        self.register_buffer("constants", bits, persistent=False)
+        self.register_buffer("path_of", torch.from_numpy(np.concatenate(path_of)), persistent=False)
+        self.register_buffer("signs", torch.ones(len(self.names)))
+
+    def forward(self, directions: Tensor) -> list[Tensor]:
+        """Unit vectors (E, 3) -> per degree l_in: (E, rows, 2 l_in + 1); see Geometry.kernels."""
+        table = self.constants.view(torch.float64).to(directions.dtype) * self.signs.to(directions.dtype).index_select(0, self.path_of)
+        values = harmonics(directions, 2 * self.degrees - 2) @ table
+        parts = values.split(self.columns, dim=1)
+        return [part.unflatten(1, (-1, 2 * l_in + 1)) for l_in, part in enumerate(parts)]
