@@ -70,7 +70,7 @@ class HeadConfig(_Section):
     """How energy and noise are read from the encoder's features; the defaults are the encoder's own (nn/heads.py)."""
 
     energy: Literal[tuple(ENERGY_HEADS)] | None = None  # type: ignore[valid-type]
-    noise: bool | Literal[tuple(NOISE_HEADS)] = False  # type: ignore[valid-type]
+    noise: Literal[False, True, *NOISE_HEADS] = False  # type: ignore[valid-type]
 
 
 class ModelConfig(_Section):
@@ -253,6 +253,8 @@ def _explain(error: ValidationError) -> str:
         close = difflib.get_close_matches(path, [key for key in keys if key.count(".") == _plain(path).count(".")], n=1, cutoff=0.4)
         known = sorted(k.rsplit(".", 1)[-1] for k in keys if k.rpartition(".")[0] == _plain(path).rpartition(".")[0])
         return f"unknown key {path!r}" + (f"; did you mean {close[0]!r}?" if close else "") + f" (known here: {', '.join(known)})"
+    if first["type"] == "value_error":  # ours, and a whole sentence
+        return f"{path}: {first['ctx']['error']}"
     if first["type"] == "missing":
         return f"the key {path!r} is missing"
     return f"{path}: {first['msg'][0].lower() + first['msg'][1:]}, got {first['input']!r}"

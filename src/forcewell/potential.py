@@ -61,6 +61,8 @@ class Potential(nn.Module):
         self.head = read_out(self.encoder, head["energy"], ENERGY_HEADS)
         self.noise_head = read_out(self.encoder, noise, NOISE_HEADS) if noise else None
         self.levels = tuple(levels)
+        if self.encoder.levels is not None and len(self.levels) > len(self.encoder.levels):
+            raise InputError(f"the encoder embeds {len(self.encoder.levels)} levels of theory, and these are {len(self.levels)}")
         self.references = {level: np.zeros(ELEMENTS) for level in self.levels}
         self.references |= {level: np.asarray(values, dtype=np.float64) for level, values in (references or {}).items()}
         self.elements = tuple(sorted(elements))

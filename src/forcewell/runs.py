@@ -55,6 +55,7 @@ def pretrain(config: RunConfig, out: Path, resume: bool = False) -> Path:
         )
         encoder = config.model.encoder.model_dump()
         encoder["conditions"] = int(any(getattr(objective, "conditioned", False) for objective in objectives))
+        encoder["levels"] = max(encoder["levels"], len(levels)) if encoder["levels"] else 0
         heaviest = max(_elements([*training, *validation]))
         if heaviest >= encoder["elements"]:
             raise InputError(f"model.encoder.elements is {encoder['elements']}: it must be above the data's atomic number {heaviest}")
@@ -112,18 +113,33 @@ def _adopt(
     wanted = int(any(getattr(objective, "conditioned", False) for objective in objectives))
     config["encoder"]["conditions"] = max(wanted, int(config["encoder"].get("conditions", 0)))
     order = [level for level in parent.levels if level not in levels] + list(levels)
+    if config["encoder"].get("levels"):
+        config["encoder"]["levels"] = max(config["encoder"]["levels"], len(order))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         potential = Potential(config, levels=order, references=parent.references, elements=sorted({*parent.elements, *_elements(sources)}))
     theirs, ours = parent.state_dict(), potential.state_dict()
     loaded = [name for name, value in theirs.items() if name in ours and ours[name].shape == value.shape]
     potential.load_state_dict({name: theirs[name] for name in loaded}, strict=False)
+    _carry_levels(parent, potential)
     if not quiet:
         new, dropped = sorted(set(ours) - set(loaded)), sorted(set(theirs) - set(loaded))
         say(f"tensors loaded: {len(loaded)} of {len(ours)}; new: {', '.join(new) or 'none'}; dropped: {', '.join(dropped) or 'none'}")
     for source in sources:
         source.levels = np.array([potential.levels.index(level) for level in source.data.levels], dtype=np.int64)
     return potential
+
+
+def _carry_levels(parent: Potential, potential: Potential) -> None:
+    """Where the encoder embeds levels of theory, each keeps its vector at its new place; a new one starts as their mean."""
+    if potential.encoder.levels is None or parent.encoder.levels is None:
+        return
+    known = parent.encoder.levels.detach()
+    places = {level: row for row, level in enumerate(parent.levels)}
+    with torch.no_grad():
+        potential.encoder.levels.zero_()
+        for row, level in enumerate(potential.levels):
+            potential.encoder.levels[row] = known[places[level]] if level in places else known[: max(len(places), 1)].mean(0)
 
 
 def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) -> Path:

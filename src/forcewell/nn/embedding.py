@@ -31,8 +31,8 @@ class Encoder(nn.Module):
     for each of the 28 pairs of element and formal charge of Wang et al. (reads ``Batch.formal_charges``; others raise
     InputError). conditions: learned tokens added where ``Batch.condition`` > 0 (condition 0 adds nothing). electronic:
     total charge and spin multiplicity are inputs (see ``Electronic``). levels: a learned vector for each of so many
-    levels of theory (``Batch.level``), zero in a fresh model. All of them but ``classes`` add exactly zero where there is
-    nothing to say: condition 0, charge 0, singlet.
+    levels of theory (``Batch.level``), zero in a fresh model; a run makes room for all levels of its data. A fresh model
+    is the same with and without them, and condition 0, charge 0 and a singlet add exactly zero for ever.
 
     ``provides`` names the optional features; ``energy_head`` and ``noise_head`` the default read-outs in heads.py.
     """
