@@ -81,7 +81,7 @@ def stores(data: Path, out: Path) -> dict[str, str]:
 def pretraining(arm: str, seed: int, paths: dict[str, str], out: Path) -> Path:
     """The arm's pre-trained model, trained where it is not there yet."""
     objectives, minima, share, relatives = ARMS[arm]
-    labelled = dict(LABELLED) | ({name: 2.5 for name in RELATIVES} if relatives else {})
+    labelled = dict(LABELLED) | (dict.fromkeys(RELATIVES, 2.5) if relatives else {})
     total = sum(labelled.values())
     entries: list[dict[str, Any]] = []
     if minima < 1:

@@ -137,6 +137,41 @@ def evaluate(model: Path, data: Path, *, json: Path | None = None, level: str | 
 
 
 @app.command
+def convert(
+    checkpoint: Path, *, out: Path, changes: Changes = None, level: str = "converted", energy_unit: str = "eV", basis: Path | None = None
+) -> None:
+    """Turn a published checkpoint into a model file, without running anything that is in it.
+
+    Reads TorchMD-Net's and NoisyNode's Equivariant Transformers, and Wang et al.'s SchNet, EGNN, Equivariant Transformer
+    and SE(3)-Transformer.
+
+    Example: forcewell convert epoch=99.ckpt --out model.safetensors --energy-unit kcal/mol
+
+    Parameters
+    ----------
+    checkpoint
+        A file written with torch.save (.pt, .pth or .ckpt).
+    out
+        Model file to write.
+    changes
+        A setting of the checkpoint's model by its published name, where the file does not store it, e.g. num_heads=8.
+    level
+        Name for the level of theory of its energies.
+    energy_unit
+        Unit of its energies (eV, kcal/mol, kJ/mol, Hartree); the model file is in eV.
+    basis
+        For an SE(3)-Transformer: .npz of the coupling matrices it was trained with; default: those of Wang et al.'s.
+    """
+    from forcewell.convert import convert_file, parse_settings
+
+    done = convert_file(checkpoint, out, settings=parse_settings(changes), level=level, energy_unit=energy_unit, basis=basis)
+    say(f"{done.title}, {sum(p.numel() for p in done.potential.parameters())} parameters")
+    for note in done.notes:
+        say(note)
+    say(f"wrote {out}")
+
+
+@app.command
 def report(run: Path) -> None:
     """Write report.html for a run folder.
 

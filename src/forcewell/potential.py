@@ -41,7 +41,8 @@ class Potential(nn.Module):
     Without "energy" the head is the encoder's own default, size-extensive; "noise" True is the encoder's default noise
     head, False (the default) none (kinds: nn/heads.py).
     levels: names of the levels of theory it was trained on, the last fine-tuned one last. references: per level,
-    (119,) float64 eV by atomic number; they are outside the network, so float32 never sees a total energy.
+    (119,) float64 eV by atomic number; they are outside the network, so float32 never sees a total energy. Entry 0, which
+    is no element, is added once per molecule (zero but for converted models that have such a constant).
     elements: atomic numbers met in training.
     """
 
@@ -176,7 +177,7 @@ class Potential(nn.Module):
             return batch.targets.energy.new_zeros(len(batch))
         table = torch.from_numpy(np.stack([self.references[level] for level in self.levels])).to(batch.numbers.device)
         atomic = table[batch.level.index_select(0, batch.molecule), batch.numbers]
-        return atomic.new_zeros(len(batch)).index_add(0, batch.molecule, atomic)
+        return table[batch.level, 0].index_add(0, batch.molecule, atomic)
 
     def total_energy(self, prediction: Prediction, batch: Batch) -> Tensor:
         """(M,) float64 eV, reference energies included."""

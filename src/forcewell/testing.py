@@ -39,7 +39,7 @@ MOLECULES: dict[str, tuple[list[int], list[list[float]]]] = {
 }
 SEVERAL = tuple(name for name in MOLECULES if name != "one atom")
 # Sizes of the models that are checked; an encoder takes those of the settings that it has.
-SMALL = {"channels": 32, "layers": 2, "heads": 4, "radial": 16, "filters": 24, "elements": 20}
+SMALL = {"channels": 32, "layers": 2, "heads": 4, "divisor": 2, "radial": 16, "filters": 24, "elements": 20}
 # Largest error allowed, in float64 and in the unit of the quantity (eV, eV/Å). Random models with energies and
 # forces of order one reach 1e-13 for exact symmetries and 1e-9 for finite differences.
 EXACT, DIFFERENCE = 1e-10, 1e-8

@@ -12,12 +12,14 @@ from forcewell.nn.features import Features
 from forcewell.nn.gemnet import GemNetT
 from forcewell.nn.heads import EquivariantScalar, EquivariantVector
 from forcewell.nn.schnet import SchNet
+from forcewell.nn.se3_transformer import SE3Transformer
 
 ENCODERS: dict[str, type[Encoder]] = {
     "equivariant-transformer": EquivariantTransformer,
     "schnet": SchNet,
     "egnn": EGNN,
     "gemnet-t": GemNetT,
+    "se3-transformer": SE3Transformer,
 }
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "EquivariantVector",
     "Features",
     "GemNetT",
+    "SE3Transformer",
     "SchNet",
     "encoder",
     "encoder_settings",
