@@ -96,10 +96,11 @@ def pretraining(arm: str, seed: int, paths: dict[str, str], out: Path) -> Path:
         f"training.steps={steps}", f"training.batch_size={BATCH}", "training.validate_every=1000", "training.save_every=500",
         "validation.maximum=200", "optimiser.learning_rate=2e-3", "optimiser.warmup_steps=200", "optimiser.average=0.999",
     ]  # fmt: skip
-    return _run(lambda config, to, resume: pretrain(config, to, resume), load_config("quickstart", changes), out / f"{arm}-{seed}" / "pretraining")
+    return _run(pretrain, load_config("quickstart", changes), out / f"{arm}-{seed}" / "pretraining")
 
 
-def _run(train: Any, config: Any, to: Path, resume_only: bool = False) -> Path:
+def _run(train: Any, config: Any, to: Path) -> Path:
+    """Trains, or goes on where it was stopped, or does nothing where it is done."""
     if (to / "done").is_file():
         return to / "model.safetensors"
     model = train(config, to, (to / "config.yaml").is_file())
@@ -124,7 +125,9 @@ def frames(data: Path, out: Path, molecule: str, count: int) -> tuple[Path, Path
     return made[0], made[1]
 
 
-def finetuning(model: Path | None, data: Path, out: Path, place: Path, molecule: str, count: int, rate: float, seed: int, steps: int) -> dict[str, Any]:
+def finetuning(
+    model: Path | None, data: Path, out: Path, place: Path, molecule: str, count: int, rate: float, seed: int, steps: int
+) -> dict[str, Any]:
     """Trains to convergence and gives the errors on the test frames, with the validation curve."""
     training, validation = frames(data, out, molecule, count)
     changes = [
@@ -134,7 +137,7 @@ def finetuning(model: Path | None, data: Path, out: Path, place: Path, molecule:
     began = time.perf_counter()
     if model is None:
         config = load_config("forces", [*changes, f"model.encoder={json.dumps(ENCODER)}"])
-        trained = _run(lambda c, t, r: pretrain(c, t, r), config, to)
+        trained = _run(pretrain, config, to)
     else:
         trained = _run(lambda c, t, r: finetune(c, model, t, r), load_config("forces", changes), to)
     lines = [json.loads(line) for line in (to / "log.jsonl").read_text().splitlines()]
