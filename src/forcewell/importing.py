@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,9 @@ def import_source(
     writer = (StoreWriter if fresh else StoreWriter.resume)(out, settings=settings, shard_bytes=shard_bytes)
     resumed = writer.consumed
     try:
-        bar = _bar(files) if progress else contextlib.nullcontext(lambda count: None)
-        left_out = _copy(SOURCES[source].read(files, **(options or {})), writer, names, bar)
+        bar = _bar(source, files) if progress else contextlib.nullcontext(lambda count: None)
+        blocks = SOURCES[source].read(files, **(options or {}))
+        left_out = _copy(blocks, writer, _filter(names, SOURCES[source].CARD.isomers), bar)
         if not writer.conformations:
             raise InputError(_nothing_left(source, left_out, names))
         writer.flush()
@@ -108,7 +109,19 @@ def _settings(source: str, files: Sequence[Path], exclude: Sequence[str], option
     }
 
 
-def _copy(blocks: Iterator[Block], writer: StoreWriter, names: Sequence[str], bar: Any) -> int:
+def _filter(names: Sequence[str], isomers: bool) -> Callable[[Block], np.ndarray] | None:
+    """What tells which conformations of a Block to leave out; None for none.
+
+    isomers: identifiers may stand for several bond graphs, so that every conformation is looked at, not one per identifier.
+    """
+    if not names:
+        return None
+    if not isomers:
+        return lambda block: excluded(block, names)
+    return lambda block: excluded(dataclasses.replace(block, molecule=None), names)
+
+
+def _copy(blocks: Iterator[Block], writer: StoreWriter, leave_out: Callable[[Block], np.ndarray] | None, bar: Any) -> int:
     """Appends what is new and allowed; returns how many conformations were left out by this call. bar: gives ``advance``."""
     skip, left_out, seen = writer.consumed, 0, 0
     with bar as advance:
@@ -123,8 +136,8 @@ def _copy(blocks: Iterator[Block], writer: StoreWriter, names: Sequence[str], ba
                 advance(skip)
                 skip = 0
             block.validate(seen - len(block))
-            mask = excluded(block, names) if names else None
-            kept = block if mask is None else block.take(~mask)
+            mask = leave_out(block) if leave_out else np.zeros(0, dtype=bool)
+            kept = block.take(~mask) if mask.any() else block
             left_out += len(block) - len(kept)
             writer.append(kept, consumed=len(block))
             advance(len(block))
@@ -142,11 +155,12 @@ def _nothing_left(source: str, left_out: int, names: Sequence[str]) -> str:
 
 
 @contextlib.contextmanager
-def _bar(files: Sequence[Path]) -> Iterator[Any]:
+def _bar(source: str, files: Sequence[Path]) -> Iterator[Any]:
     """A progress bar with throughput and time left; gives ``advance(conformations)``."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    counts = [count_conformations(file) for file in files]
+    count = getattr(SOURCES[source], "count", count_conformations)
+    counts = [count(file) for file in files]
     total = None if None in counts else sum(count or 0 for count in counts)
     speed = TextColumn("{task.fields[speed]}")
     with Progress(TextColumn("importing"), BarColumn(), MofNCompleteColumn(), speed, TextColumn("left"), TimeRemainingColumn()) as progress:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from forcewell.errors import InputError
-from forcewell.sources import extxyz, md17, npz, qm7x, qm9, rmd17, s66x8
+from forcewell.sources import ani1, ani1x, extxyz, md17, npz, qm7x, qm9, rmd17, s66x8
 from forcewell.sources.card import Card, Paths, load_npz
 from forcewell.system import Block
 
@@ -29,6 +29,8 @@ SOURCES: dict[str, Source] = {
     "qm9": qm9,
     "qm7x": qm7x,
     "s66x8": s66x8,
+    "ani1": ani1,
+    "ani1x": ani1x,
     "extxyz": extxyz,
     "npz": npz,
 }  # type: ignore[dict-item]

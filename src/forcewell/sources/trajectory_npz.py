@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from forcewell.errors import InputError
-from forcewell.sources.card import Card, Factors, chunks, load_npz, pick
+from forcewell.sources.card import Card, Factors, chunks, load_npz, pick, rows_of
 from forcewell.system import Block
 
 # kcal/mol and kcal/mol/Å throughout both collections.
@@ -37,7 +37,7 @@ def read_trajectory(path: Path, card: Card, keys: dict[str, tuple[str, ...]], mo
         shapes = f"numbers {numbers.shape}, positions {positions.shape}, energies {energy.shape}, forces {forces.shape}"
         raise InputError(f"{path} is not a trajectory of one molecule: {shapes}")
     index = next((arrays[name] for name in keys["frame"] if name in arrays), None)
-    for part in chunks(frames):
+    for part in chunks(frames, rows_of(len(numbers))):
         size = part.stop - part.start
         yield Block.shared(
             numbers,
