@@ -18,6 +18,7 @@ from forcewell.check import check
 from forcewell.errors import InputError, nearest
 from forcewell.sources import SOURCES
 from forcewell.sources.card import Paths, count_conformations
+from forcewell.sources.mapping import pairs
 from forcewell.store import Store, StoreWriter
 from forcewell.store.shards import MANIFEST
 from forcewell.system import Block
@@ -98,13 +99,15 @@ def _refuse_errors(store: Store, where: str) -> None:
 def _settings(source: str, files: Sequence[Path], exclude: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the store's content; files by name and size, so that a moved folder can still be resumed."""
     card = dataclasses.asdict(SOURCES[source].CARD)
-    units = card.pop("properties")
-    return {
+    units = card.pop("properties") | pairs(str(options.get("property_units", "")), "property_units")
+    atoms = getattr(SOURCES[source], "isolated_atoms", None)
+    references = {"isolated_atoms": atoms(files)} if atoms else {}
+    return references | {
         "source": source,
         "files": [[file.name, file.stat().st_size] for file in files],
         "options": {key: str(value) for key, value in options.items()},
         "exclude": list(exclude),
-        "card": {key: value for key, value in card.items() if isinstance(value, str)},
+        "card": {key: value for key, value in card.items() if isinstance(value, str) and value},
         "property_units": units,
     }
 

@@ -22,7 +22,7 @@ CARD = Card(
     units="Hartree, Å",
     page="https://doi.org/10.6084/m9.figshare.c.3846712",
     files="ani_gdb_s01.h5 to ani_gdb_s08.h5, by number of heavy atoms; the groups coordinatesHE and energiesHE (high energies) stay out",
-    download="ANI1_release.tar.gz from the page; unpack it",
+    download="https://ndownloader.figshare.com/files/9057631 (ANI1_release.tar.gz); unpack it",
     size="4.3 GB packed, 10 GB unpacked",
     conformations="22,057,374",
 )
@@ -60,7 +60,7 @@ def _molecules(path: Path) -> Iterator[Block]:
                 yield Block.shared(
                     numbers,
                     positions[part].astype(np.float64),
-                    energy=energies[part] * HARTREE,
+                    energy=energies[part].astype(np.float64) * HARTREE,
                     equilibrium=np.zeros(size),
                     source=CARD.name,
                     level=CARD.level,

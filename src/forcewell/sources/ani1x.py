@@ -76,7 +76,7 @@ def _formulas(path: Path, label: str, limit: float, everything: bool) -> Iterato
             positions, energies = shaped(group, "coordinates", shape, where), shaped(group, energy_name, (frames,), where)
             forces = shaped(group, forces_name, shape, where) if forces_name else None
             for part in chunks(frames, rows_of(len(numbers))):
-                fields = {"energy": energies[part] * HARTREE}
+                fields = {"energy": energies[part].astype(np.float64) * HARTREE}
                 keep = np.isfinite(fields["energy"])
                 equilibrium = np.full(len(keep), -1)
                 if forces is not None:

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -47,15 +47,16 @@ class Card:
     properties: Mapping[str, str] = field(default_factory=dict)
 
 
-def load_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """All arrays of an .npz file. Raises InputError for a file that is missing, damaged, or holds Python objects."""
+def load_npz(path: str | os.PathLike[str], stream: IO[bytes] | None = None) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file, or of a ``stream`` out of it. Raises InputError for a file that is missing, damaged, or
+    holds Python objects."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist")
     arrays: dict[str, np.ndarray] = {}
     key = ""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(path if stream is None else stream, allow_pickle=False) as archive:
             if not hasattr(archive, "files"):
                 raise InputError(f"{path} is a single array (.npy), not an .npz archive")
             for key in archive.files:

@@ -1,22 +1,22 @@
-"""Reading HDF5 files group by group with bounded memory. Used by every source that comes as HDF5."""
+"""Reading HDF5 files group by group with bounded memory. Used by every source that comes as HDF5.
+
+Groups and data sets are h5py's, typed Any: what a name stands for in a file is known only when it is opened.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from forcewell.errors import InputError
 
-if TYPE_CHECKING:
-    import h5py
-
 
 @contextlib.contextmanager
-def open_hdf5(path: Path) -> Iterator[h5py.File]:
+def open_hdf5(path: Path) -> Iterator[Any]:
     """The open file. Raises InputError for one that is missing, no HDF5, or breaks off while it is read."""
     import h5py
 
@@ -30,7 +30,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         raise InputError(f"{path} is not a whole HDF5 file ({reason}); fetch it again") from None
 
 
-def leaves(group: h5py.Group, needed: Sequence[str], path: str = "") -> Iterator[tuple[str, h5py.Group]]:
+def leaves(group: Any, needed: Sequence[str], path: str = "") -> Iterator[tuple[str, Any]]:
     """(path, group) of every group that holds all ``needed`` data sets, in the order of names, at any depth."""
     import h5py
 
@@ -43,7 +43,19 @@ def leaves(group: h5py.Group, needed: Sequence[str], path: str = "") -> Iterator
             yield from leaves(found, needed, f"{path}/{name}" if path else name)
 
 
-def shaped(group: h5py.Group, name: str, shape: tuple[int, ...], where: str) -> h5py.Dataset:
+def first_leaf(group: Any) -> set[str]:
+    """Names of the data sets in the first group that holds any, by which a layout is told; empty where there is none."""
+    import h5py
+
+    names = {name for name in group if isinstance(group.get(name), h5py.Dataset)}
+    for name in () if names else group:
+        found = group.get(name)
+        if isinstance(found, h5py.Group) and (names := first_leaf(found)):
+            break
+    return names
+
+
+def shaped(group: Any, name: str, shape: tuple[int, ...], where: str) -> Any:
     """A data set that must have this shape. Raises InputError naming it where it is absent or has another."""
     import h5py
 
@@ -64,8 +76,8 @@ def atomic_numbers(values: Any, where: str) -> np.ndarray:
         return array
     symbols = [value.decode("ascii", "replace") if isinstance(value, bytes) else str(value) for value in array.reshape(-1)]
     unknown = [symbol for symbol in symbols if symbol not in known]
-    if unknown or array.dtype.kind not in "SUO":
-        raise InputError(f"{where}: {unknown[0]!r} is not an element" if unknown else f"{where}: elements are {array.dtype}, not numbers or symbols")
+    if unknown:
+        raise InputError(f"{where}: {unknown[0]!r} is not an element")
     return np.array([known[symbol] for symbol in symbols]).reshape(array.shape)
 
 
