@@ -19,7 +19,9 @@ from forcewell.errors import InputError
 from forcewell.sources.card import Card, Paths, check_options
 from forcewell.system import Block
 
-MOLECULES = 256  # per Block; embedding takes about 10 ms each, so that a kill loses a few seconds
+MOLECULES = 32  # per Block, a few seconds of embedding
+LARGEST = 300  # atoms; insulin (827 atoms, in SIDER) takes 25 s per attempt, and fails
+ATTEMPTS = 5
 GAP = 3.0  # Å between the fragments of a salt; where they really are, a SMILES does not say
 UNITS = {"expt": "kcal/mol", "measured log solubility in mols per litre": "log10(mol/L)", "exp": "log10", "pIC50": "log10(mol/L)"}
 
@@ -61,7 +63,11 @@ CARD = Card(
     ),
     size="5 MB",
     conformations="2050, 1427, 1484, 1513, 642, 1128, 4200 molecules",
-    options={"conformers": "per molecule (default 1)", "seed": "of the embedding (default 0)"},
+    options={
+        "conformers": "per molecule (default 1)",
+        "seed": "of the embedding (default 0)",
+        "largest": f"atoms, hydrogens included; larger molecules (peptides of SIDER) stay out (default {LARGEST})",
+    },
     properties=UNITS,
 )
 
@@ -70,11 +76,11 @@ def read(paths: Paths, **options: Any) -> Iterator[Block]:
     """Blocks in Å without energies: labels by their column's name (NaN where empty), in the file's units, and the SMILES.
 
     The molecule identifier is RDKit's canonical SMILES, so that rows of one molecule stay together. Charges, formal
-    charges and spin follow from the SMILES. Molecules that RDKit cannot read or embed stay out and are named.
+    charges and spin follow from the SMILES. Molecules that RDKit cannot read or embed, or that are too large, stay out and are named.
     Raises InputError for a file of no known set, and where RDKit is missing.
     """
     check_options(CARD, options)
-    conformers, seed = _whole(options, "conformers", 1, 1), _whole(options, "seed", 0, 0)
+    settings = _whole(options, "conformers", 1, 1), _whole(options, "seed", 0, 0), _whole(options, "largest", LARGEST, 1)
     _rdkit()
     for path in map(Path, paths):
         failed: list[str] = []
@@ -82,13 +88,13 @@ def read(paths: Paths, **options: Any) -> Iterator[Block]:
         name, layout = _layout(next(rows), path)
         numbered = enumerate(itertools.chain(rows), start=1)
         while batch := list(itertools.islice(numbered, MOLECULES)):
-            block = _block(batch, layout, conformers, seed, failed, path)
+            block = _block(batch, layout, settings, failed, path)
             if block is not None:
                 block.source = f"moleculenet/{name}"
                 yield block
         if failed:
             names = ", ".join(failed[:5]) + " ..." * (len(failed) > 5)
-            say(f"{path}: {len(failed)} molecules that RDKit cannot read or embed were left out: {names}")
+            say(f"{path}: {len(failed)} molecules that RDKit cannot read or embed, or that are too large, were left out: {names}")
 
 
 def count(path: Path) -> int:
@@ -134,14 +140,14 @@ def _layout(header: Mapping[str, str], path: Path) -> tuple[str, Layout]:
 
 
 def _block(
-    batch: list[tuple[int, dict[str, str]]], layout: Layout, conformers: int, seed: int, failed: list[str], path: Path
+    batch: list[tuple[int, dict[str, str]]], layout: Layout, settings: tuple[int, int, int], failed: list[str], path: Path
 ) -> Block | None:
     """Conformers of a batch of rows; None where none of them could be embedded. Names of failures are appended."""
     targets = layout.targets or ()
     positions, molecules, rows = [], [], []
     for number, row in batch:
         smiles = row[layout.smiles] or ""
-        found = embedded(smiles.strip(), conformers, seed)
+        found = embedded(smiles.strip(), *settings)
         if found is None:
             failed.append(f"row {number} {smiles}")
             continue
@@ -185,8 +191,9 @@ class Embedded:
     canonical: str
 
 
-def embedded(smiles: str, conformers: int, seed: int) -> Embedded | None:
-    """Conformers by ETKDGv3, from random coordinates where the first way fails; None where both fail or the SMILES is bad."""
+def embedded(smiles: str, conformers: int, seed: int, largest: int = LARGEST) -> Embedded | None:
+    """Conformers by ETKDGv3, from random coordinates where the first way fails; None where both fail, the molecule has more
+    than ``largest`` atoms, or the SMILES is bad."""
     from rdkit import Chem, rdBase
     from rdkit.Chem import rdDistGeom
 
@@ -196,13 +203,14 @@ def embedded(smiles: str, conformers: int, seed: int) -> Embedded | None:
             return None
         canonical = Chem.MolToSmiles(molecule)
         molecule = Chem.AddHs(molecule)
+        if molecule.GetNumAtoms() > largest:
+            return None
         parameters = rdDistGeom.ETKDGv3()
-        parameters.randomSeed, parameters.maxIterations = seed, 20
-        if molecule.GetNumAtoms() > 1 and len(rdDistGeom.EmbedMultipleConfs(molecule, conformers, parameters)) == 0:
+        parameters.randomSeed, parameters.maxIterations = seed, ATTEMPTS
+        number = conformers if molecule.GetNumAtoms() > 1 else 1
+        if not len(rdDistGeom.EmbedMultipleConfs(molecule, number, parameters)):
             parameters.useRandomCoords = True
-            rdDistGeom.EmbedMultipleConfs(molecule, conformers, parameters)
-        elif molecule.GetNumAtoms() == 1:
-            rdDistGeom.EmbedMultipleConfs(molecule, 1, parameters)
+            rdDistGeom.EmbedMultipleConfs(molecule, number, parameters)
     if not molecule.GetNumConformers():
         return None
     atoms = list(molecule.GetAtoms())

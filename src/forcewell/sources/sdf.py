@@ -22,7 +22,7 @@ def open_text(path: Path) -> Iterator[IO[str]]:
         raise InputError(f"{path} does not exist")
     try:
         if path.name.endswith((".tar.gz", ".tgz")):
-            with tarfile.open(path, "r|gz") as archive:
+            with tarfile.open(path, "r:gz") as archive:
                 for member in archive:
                     if member.isfile() and member.name.endswith(".sdf") and (stream := archive.extractfile(member)):
                         yield io.TextIOWrapper(stream, encoding="utf-8")
