@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -64,19 +65,22 @@ def bonds(block: Block, tolerance: float = TOLERANCE) -> np.ndarray:
     """
     radii, offsets = _radii(), block.offsets
     positions, reach = block.arrays["positions"], radii[block.arrays["numbers"]] + 0.5 * tolerance
-    found = [np.zeros((0, 2), dtype=np.int64)]
+    farthest = (2.02 * float(reach.max(initial=0.0))) ** 2  # one number to compare with: the longest bond of the block
+    found, distances = [np.zeros((0, 2), dtype=np.int64)], [np.zeros(0, dtype=np.float32)]
     for rows, points in block.by_size():
         start = offsets[rows]
-        within = np.ascontiguousarray(reach[start[:, None] + np.arange(points.shape[1])].T, dtype=np.float32)
         for i, squared in squared_distances(points):
-            limit = within[i:] + within[:-i]
-            atom, row = np.nonzero(squared < 1.01 * limit * limit)
+            atom, row = np.nonzero(squared < farthest)
             left = start[row] + atom
             found.append(np.stack([left, left + i], axis=1))
-    pairs = np.concatenate(found)
+            distances.append(squared[atom, row])
+    pairs, squared = np.concatenate(found), np.concatenate(distances)
     left, right = pairs.T
-    squared = ((positions[left] - positions[right]) ** 2).sum(-1)
-    return pairs[squared < (reach[left] + reach[right]) ** 2]
+    limit = (reach[left] + reach[right]) ** 2
+    bonded = squared < limit
+    close = np.flatnonzero(np.abs(squared - limit) < 0.01 * limit)
+    bonded[close] = ((positions[left[close]] - positions[right[close]]) ** 2).sum(-1) < limit[close]
+    return pairs[bonded]
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
@@ -86,19 +90,24 @@ def _mix(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
+def _components(atoms: int, edges: np.ndarray) -> tuple[int, np.ndarray, Any]:
+    """Number of connected components, (N,) the component of every atom, and the adjacency matrix."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    start, end = np.concatenate([edges, edges[:, ::-1]]).T
+    # Its products with a vector wrap around like any sum of uint64.
+    graph = coo_array((np.ones(len(start), dtype=np.uint64), (start, end)), shape=(atoms, atoms)).tocsr()
+    components, owner = connected_components(graph, directed=False)
+    return components, owner, graph
+
+
 def _component_hashes(numbers: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(C,) uint64 hash of every connected component, and (N,) the component of every atom.
 
     Weisfeiler-Lehman refinement: an atom's label takes in the multiset of its neighbours' labels, ``ROUNDS`` times.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    atoms = len(numbers)
-    start, end = np.concatenate([edges, edges[:, ::-1]]).T
-    # Its products with a vector wrap around like any sum of uint64.
-    graph = coo_array((np.ones(len(start), dtype=np.uint64), (start, end)), shape=(atoms, atoms)).tocsr()
-    components, owner = connected_components(graph, directed=False)
+    components, owner, graph = _components(len(numbers), edges)
     labels = _mix(numbers.astype(np.uint64) + np.uint64(1))
     for _ in range(ROUNDS):
         labels = _mix(labels * np.uint64(0x9E3779B97F4A7C15) + graph @ _mix(labels))
@@ -162,21 +171,40 @@ def benchmark_hash(name: str) -> int:
     return int(_component_hashes(np.array(numbers), np.array(edges))[0][0])
 
 
-def excluded(block: Block, molecules: Iterable[str | int]) -> np.ndarray:
+def excluded(block: Block, molecules: Iterable[str | int], each: bool = False) -> np.ndarray:
     """(F,) True where any bonded component of a conformation is one of ``molecules`` (benchmark names or graph hashes).
 
     A dimer that contains ethanol is found, too. Of conformations that share a molecule identifier only the first is
-    looked at. Raises InputError for an unknown name.
+    looked at, unless ``each``, for identifiers that isomers share. Raises InputError for an unknown name.
     """
+    molecules = list(molecules)
     wanted = np.array([benchmark_hash(item) if isinstance(item, str) else item for item in molecules], dtype=np.uint64)
-    assert block.molecule is not None
-    named = block.molecule != ""
-    names = np.where(named, block.molecule, np.arange(len(block)).astype(str)).astype(str)
-    _, first, inverse = np.unique(names, return_index=True, return_inverse=True)
-    hashes, inside = component_hashes(block.take(first))
+    first, inverse = np.arange(len(block)), np.arange(len(block))
+    if not each:
+        assert block.molecule is not None
+        names = np.where(block.molecule != "", block.molecule, np.arange(len(block)).astype(str)).astype(str)
+        _, first, inverse = np.unique(names, return_index=True, return_inverse=True)
+    if all(isinstance(item, str) for item in molecules):
+        # Most conformations lack the atoms, which is a hundred times cheaper to see than their bonds.
+        first = np.where(_could_contain(block, [str(item) for item in molecules])[first], first, -1)
+    looked_at = np.flatnonzero(first >= 0)
     found = np.zeros(len(first), dtype=bool)
-    found[inside[np.isin(hashes, wanted)]] = True
+    if len(looked_at):
+        part = block if len(looked_at) == len(block) else block.take(first[looked_at])
+        hashes, inside = component_hashes(part)
+        found[looked_at[inside[np.isin(hashes, wanted)]]] = True
     return found[inverse]
+
+
+def _could_contain(block: Block, molecules: Sequence[str]) -> np.ndarray:
+    """(F,) True where a conformation has at least the atoms of one of the benchmark molecules."""
+    starts, possible = block.offsets[:-1], np.zeros(len(block), dtype=bool)
+    met = {z: np.add.reduceat(block.arrays["numbers"] == z, starts, dtype=np.int64) for z in (1, 6, 8)} if len(block) else {}
+    for name in molecules if met else ():
+        elements = BENCHMARK[name][1]
+        needed = {6: elements.count("C"), 8: elements.count("O"), 1: sum(HYDROGENS[name])}
+        possible |= np.logical_and.reduce([met[z] >= number for z, number in needed.items()])
+    return possible
 
 
 def resolve(exclude: str | Sequence[str]) -> list[str]:

@@ -117,11 +117,7 @@ def _filter(names: Sequence[str], isomers: bool) -> Callable[[Block], np.ndarray
 
     isomers: identifiers may stand for several bond graphs, so that every conformation is looked at, not one per identifier.
     """
-    if not names:
-        return None
-    if not isomers:
-        return lambda block: excluded(block, names)
-    return lambda block: excluded(dataclasses.replace(block, molecule=None), names)
+    return (lambda block: excluded(block, names, each=isomers)) if names else None
 
 
 def _copy(blocks: Iterator[Block], writer: StoreWriter, leave_out: Callable[[Block], np.ndarray] | None, bar: Any) -> int:

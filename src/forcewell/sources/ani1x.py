@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from forcewell.errors import InputError, nearest
-from forcewell.sources.card import Card, Paths, check_options, chunks, merged, positive, rows_of
+from forcewell.sources.card import Card, Paths, check_options, chunks, largest_force, merged, positive, rows_of
 from forcewell.sources.hdf5_groups import leaves, open_hdf5, shaped
 from forcewell.sources.trajectory_npz import truth
 from forcewell.system import Block
@@ -81,19 +81,19 @@ def _formulas(path: Path, label: str, limit: float, everything: bool) -> Iterato
                 equilibrium = np.full(len(keep), -1)
                 if forces is not None:
                     fields["forces"] = forces[part] * HARTREE
-                    known = np.isfinite(fields["forces"]).all(axis=(1, 2))
-                    largest = np.sqrt((fields["forces"] ** 2).sum(axis=2).max(axis=1))
+                    largest = largest_force(fields["forces"])
+                    known = np.isfinite(largest)
                     equilibrium = np.where(known, largest < limit, -1)
                     keep &= known | everything
                 if not keep.any():
                     continue
-                size = int(keep.sum())
+                size, rows = int(keep.sum()), slice(None) if keep.all() else keep
                 yield Block.shared(
                     numbers,
-                    positions[part][keep].astype(np.float64),
-                    equilibrium=equilibrium[keep],
+                    positions[part][rows].astype(np.float64),
+                    equilibrium=equilibrium[rows],
                     source=CARD.name,
                     level=level,
                     molecule=np.full(size, f"ani1x/{name}", dtype=object),
-                    **{key: values[keep] for key, values in fields.items()},
+                    **{key: values[rows] for key, values in fields.items()},
                 )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from forcewell.errors import InputError
-from forcewell.sources.card import Card, Paths, check_options, chunks, merged, rows_of
+from forcewell.sources.card import Card, Paths, check_options, chunks, largest_force, merged, rows_of
 from forcewell.sources.hdf5_groups import open_hdf5, shaped
 from forcewell.system import Block
 
@@ -80,7 +80,7 @@ def _frames(group: Any, reaction: Any, formula: str, role: int, where: str) -> I
     forces, energies = shaped(group, FORCES, positions.shape, where), shaped(group, ENERGY, (frames,), where)
     for part in chunks(frames, rows_of(len(numbers))):
         size, force = part.stop - part.start, forces[part]
-        largest = np.linalg.norm(force, axis=2).max(axis=1)
+        largest = largest_force(force)
         yield Block.shared(
             numbers,
             positions[part].astype(np.float64),
