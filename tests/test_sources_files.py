@@ -26,7 +26,8 @@ HARTREE, KCAL = 27.211386245988, 1 / 23.06054783
 
 # dsgdb9nsd_000001.xyz as published: methane. In the second line a number in Mathematica's notation stands for mu = 0.
 METHANE = """5
-gdb 1\t157.7118\t157.70997\t157.70699\t0.\t13.21\t-0.3877\t0.1171\t0.5048\t35.3641\t0.044749\t-40.47893\t-40.476062\t-40.475117\t-40.498597\t6.469\t
+gdb 1\t157.7118\t157.70997\t157.70699\t0.\t13.21\t-0.3877\t0.1171\t0.5048\t35.3641\t0.044749\
+\t-40.47893\t-40.476062\t-40.475117\t-40.498597\t6.469\t
 C\t-0.0126981359\t 1.0858041578\t 0.0080009958\t-0.535689
 H\t 0.002150416\t-0.0060313176\t 0.0019761204\t 0.133921
 H\t 1.0117308433\t 1.4637511618\t 0.0002765748\t 0.133922
@@ -66,7 +67,8 @@ def test_raw_qm9_equals_the_table(tmp_path):
         start = int(arrays["natoms"][: int(np.argmax(arrays["ids"] == 1))].sum())
         assert np.allclose(single.arrays["positions"], arrays["pos"][start : start + 5], atol=1e-6)
     for block in (single, packed):
-        assert block.molecule.tolist() == ["qm9/1"] and block.smiles.tolist() == ["C"] and block.arrays["numbers"].tolist() == [6, 1, 1, 1, 1]
+        assert block.molecule.tolist() == ["qm9/1"] and block.smiles.tolist() == ["C"]
+        assert block.arrays["numbers"].tolist() == [6, 1, 1, 1, 1]
         assert block.arrays["positions"][1].tolist() == [0.002150416, -0.0060313176, 1.9761204e-3]
         assert set(block.properties) == set(TARGETS) and len(TARGETS) == 15
         assert np.isclose(block.properties["gap"][0], 0.5048 * HARTREE) and block.properties["a"][0] == 157.7118
@@ -81,7 +83,8 @@ def test_qm9_as_sdf_with_csv(tmp_path):
     water = molecule("H2O")
     (tmp_path / "gdb9.sdf").write_text(sdf([(f"gdb_{n}", water.get_chemical_symbols(), water.positions, "") for n in (3, 4)]))
     columns = "mol_id,A,B,C,mu,alpha,homo,lumo,gap,r2,zpve,u0,u298,h298,g298,cv,u0_atom,u298_atom,h298_atom,g298_atom"
-    row = "gdb_3,799.58812,437.90386,282.94545,1.8511,6.31,-0.2928,0.0687,0.3615,19.0002,0.021375,-76.404702,-76.401867,-76.400922,-76.422349,6.002"
+    row = "gdb_3,799.58812,437.90386,282.94545,1.8511,6.31,-0.2928,0.0687,0.3615,19.0002,0.021375,"
+    row += "-76.404702,-76.401867,-76.400922,-76.422349,6.002"
     (tmp_path / "gdb9.sdf.csv").write_text(f"{columns}\n{row},-213.087624,-213.974294,-215.159658,-201.407171\n")
     block = read("qm9", tmp_path / "gdb9.sdf", labels=tmp_path / "gdb9.sdf.csv")
     assert block.molecule.tolist() == ["qm9/3", "qm9/4"] and len(block.properties) == 19
@@ -130,8 +133,9 @@ def test_pcqm4mv2_streams_minima_out_of_the_packed_file(tmp_path):
     assert block.properties["homolumogap"].tolist() == [10.0, 8.5, 7.25, 6.5] and SOURCES["pcqm4mv2"].count(tmp_path / "plain.sdf") == 4
     done = import_source("pcqm4mv2", [tmp_path / "plain.sdf"], tmp_path / "p.fw")
     assert (done.kept, done.left_out) == (3, 1)  # ethanol
+    mixed = _csv(tmp_path / "bad.csv", "idx,smiles,homolumogap\n1,O,8.5\n0,C,1\n2,C,1\n3,N,2\n")
     with pytest.raises(InputError, match="not in the order of the structures"):
-        read("pcqm4mv2", tmp_path / "plain.sdf", labels=_csv(tmp_path / "bad.csv", "idx,smiles,homolumogap\n1,O,8.5\n0,C,1\n2,C,1\n3,N,2\n"))
+        read("pcqm4mv2", tmp_path / "plain.sdf", labels=mixed)
     (tmp_path / "bare.sdf").write_text(sdf([("0", ["C", "O"], np.array([[0.0, 0, 0], [1.4, 0, 0]]), "")]))
     with pytest.raises(InputError, match="has no hydrogens"):
         read("pcqm4mv2", tmp_path / "bare.sdf")
@@ -179,7 +183,8 @@ def test_md22_as_npz_and_as_xyz(tmp_path):
     (tmp_path / "md22_AT-AT.xyz").write_text(lines)
     npz, xyz = (read("md22", tmp_path / f"md22_AT-AT.{ending}") for ending in ("npz", "xyz"))
     for block in (npz, xyz):
-        assert block.molecule[0] == "at-at" and block.level == "PBE+MBD" and block.source == "md22" and (block.arrays["equilibrium"] == 0).all()
+        assert block.molecule[0] == "at-at" and block.level == "PBE+MBD" and block.source == "md22"
+        assert (block.arrays["equilibrium"] == 0).all()
     for field in ("numbers", "positions", "energy", "forces"):
         assert np.allclose(npz.arrays[field], xyz.arrays[field], rtol=1e-6, atol=1e-8), field
     assert np.allclose(npz.arrays["energy"], raw["energies"][:6] * KCAL, rtol=1e-9)
@@ -224,8 +229,9 @@ def test_aselmdb_without_pickle(tmp_path):
 
     water = molecule("H2O")
     rows = [
-        {"numbers": water.numbers, "positions": water.positions, "cell": np.zeros((3, 3)), "pbc": np.zeros(3, dtype=bool), "energy": -2079.0 - k}
-        | {"forces": (0.1 * k * np.ones((3, 3))).tolist(), "data": {"charge": 1 - k, "spin": 2, "source": "x"}, "key_value_pairs": {"smiles": "O"}}
+        {"numbers": water.numbers, "positions": water.positions, "cell": np.zeros((3, 3)), "pbc": np.zeros(3, dtype=bool)}
+        | {"energy": -2079.0 - k, "forces": (0.1 * k * np.ones((3, 3))).tolist()}
+        | {"data": {"charge": 1 - k, "spin": 2, "source": "x"}, "key_value_pairs": {"smiles": "O"}}
         for k in range(4)
     ]
     path = tmp_path / "data0000.aselmdb"
@@ -277,8 +283,15 @@ def test_pubchemqc_json_is_streamed(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "targets", "molecules"),
-    [("BBBP", 1, 8), ("bace", 2, 3), ("clintox", 2, 7), ("sider", 27, 5), ("ESOL_delaney-processed", 1, 12), ("FreeSolv_SAMPL", 1, 12)]
-    + [("Lipophilicity", 1, 8)],
+    [
+        ("BBBP", 1, 8),
+        ("bace", 2, 3),
+        ("clintox", 2, 7),
+        ("sider", 27, 5),
+        ("ESOL_delaney-processed", 1, 12),
+        ("FreeSolv_SAMPL", 1, 12),
+        ("Lipophilicity", 1, 8),
+    ],
 )
 def test_moleculenet_labels_and_structures(name, targets, molecules):
     """The first rows of the real files: every label is that of its row, and the structure is the SMILES's. A platinum complex
@@ -309,7 +322,8 @@ def test_moleculenet_is_repeatable_and_names_what_it_cannot_embed(tmp_path, caps
     first, again = read("moleculenet", path, conformers=3), read("moleculenet", path, conformers=3)
     assert np.array_equal(first.arrays["positions"], again.arrays["positions"])
     assert not np.array_equal(first.arrays["positions"], read("moleculenet", path, conformers=3, seed=1).arrays["positions"])
-    assert "1 molecules that RDKit cannot read or embed, or that are too large, were left out: row 2 C1CC" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 molecules that RDKit cannot read or embed, or that are too large, were left out: row 2 C1CC" in said
     assert len(first) == 9 and first.molecule.tolist() == ["CCO"] * 3 + ["[Cl-].[Na+]"] * 3 + ["CCO"] * 3
     salt = first.system(3)
     assert np.linalg.norm(salt.positions[0] - salt.positions[1]) == pytest.approx(moleculenet.GAP)

@@ -33,7 +33,8 @@ def test_spice_forces_are_minus_the_gradients():
     block = read("spice", SPICE)
     with h5py.File(SPICE) as file:
         group = file["103147721"]
-        assert np.allclose(block.arrays["positions"][: 50 * 27].reshape(50, 27, 3), group["conformations"][:].astype(float) * BOHR, rtol=1e-12)
+        positions = block.arrays["positions"][: 50 * 27].reshape(50, 27, 3)
+        assert np.allclose(positions, group["conformations"][:].astype(float) * BOHR, rtol=1e-12)
         assert np.allclose(block.arrays["energy"][:50], group["dft_total_energy"][:] * HARTREE, rtol=1e-14)
         expected = -group["dft_total_gradient"][:] * (HARTREE / BOHR)
         assert np.allclose(block.arrays["forces"][: 50 * 27].reshape(50, 27, 3), expected, rtol=1e-6)
@@ -81,7 +82,7 @@ def test_spice_subset():
 
 @pytest.mark.parametrize(
     ("smiles", "charge"),
-    [("[NH3+]CC(=O)[O-]", 0), ("[Ca+2].[Cl-].[Cl-]", 0), ("[Fe+++]", 3), ("[O--]", -2), ("C[n+]1ccccc1", 1), ("[13CH3-:7]", -1), ("CCO", 0)],
+    [("[NH3+]CC(=O)[O-]", 0), ("[Ca+2].[Cl-].[Cl-]", 0), ("[Fe+++]", 3), ("[O--]", -2), ("C[n+]1ccccc1", 1), ("[13CH3-:7]", -1), ("C", 0)],
 )
 def test_charge_of_a_smiles(smiles, charge):
     assert total_charge(smiles) == charge

@@ -191,9 +191,25 @@ def excluded(block: Block, molecules: Iterable[str | int], each: bool = False) -
     found = np.zeros(len(first), dtype=bool)
     if len(looked_at):
         part = block if len(looked_at) == len(block) else block.take(first[looked_at])
-        hashes, inside = component_hashes(part)
-        found[looked_at[inside[np.isin(hashes, wanted)]]] = True
+        found[looked_at[_containing(part, wanted, [str(item) for item in molecules])]] = True
     return found[inverse]
+
+
+def _containing(block: Block, wanted: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Conformations with a component whose hash is ``wanted``. Only components as large as those of ``names``, with as many
+    carbons, are hashed where all of them are benchmark molecules."""
+    numbers, edges = block.arrays["numbers"], bonds(block)
+    conformation = np.repeat(np.arange(len(block)), block.counts)
+    if set(names) <= BENCHMARK.keys():
+        components, owner, _ = _components(len(numbers), edges)
+        size, carbons = np.bincount(owner, minlength=components), np.bincount(owner[numbers == 6], minlength=components)
+        sizes = [(len(BENCHMARK[name][1]) + sum(HYDROGENS[name]), BENCHMARK[name][1].count("C")) for name in names]
+        atoms = np.logical_or.reduce([(size == n) & (carbons == c) for n, c in sizes])[owner]
+        place = np.cumsum(atoms) - 1
+        edges = place[edges[atoms[edges[:, 0]]]]
+        numbers, conformation = numbers[atoms], conformation[atoms]
+    hashes, owner = _component_hashes(numbers, edges)
+    return np.unique(conformation[np.isin(hashes, wanted)[owner]])
 
 
 def _could_contain(block: Block, molecules: Sequence[str]) -> np.ndarray:
