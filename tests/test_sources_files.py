@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -332,6 +333,14 @@ def test_moleculenet_is_repeatable_and_names_what_it_cannot_embed(tmp_path, caps
         read("moleculenet", _csv(tmp_path / "b.csv", "a,smiles\n1,C\n"))
     with pytest.raises(InputError, match="conformers is '0'"):
         read("moleculenet", path, conformers="0")
+
+
+@pytest.mark.parametrize(("package", "source", "extra"), [("rdkit", "moleculenet", "qm"), ("lmdb", "aselmdb", "lmdb")])
+def test_a_missing_package_names_the_extra(tmp_path, monkeypatch, package, source, extra):
+    monkeypatch.setitem(sys.modules, package, None)  # as where it is not installed
+    monkeypatch.setitem(sys.modules, f"{package}.Chem", None)
+    with pytest.raises(InputError, match=rf"pip install 'forcewell\[{extra}\]'"):
+        list(SOURCES[source].read([DATA / "moleculenet" / "BBBP.csv"]))
 
 
 def test_isolated_atoms_become_references(tmp_path):

@@ -27,7 +27,7 @@ def energies_of_atoms(paths: Paths) -> dict[int, float]:
     """Atomic number -> energy in eV from the files whose first frame is one atom. Raises InputError for an atom without energy."""
     found: dict[int, float] = {}
     for path in map(Path, paths):
-        with open(path, encoding="utf-8") as stream:
+        with open(path, encoding="utf-8", errors="replace") as stream:  # a damaged file is reported when it is read
             if stream.readline().strip() != "1":
                 continue
         for block in extxyz.read([path]):
