@@ -13,36 +13,57 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from forcewell.errors import InputError
+from forcewell.errors import InputError, nearest
 
 app = cyclopts.App(name="data", help="Import data sets into a store, look into it, check it, split it.")
 
 
 @app.command(name="sources")
-def sources_command() -> None:
-    """List the data sets that can be imported, with licence, level of theory, files and options.
+def sources_command(name: str | None = None, /) -> None:
+    """List the data sets that can be imported: size, level of theory, what to download from where, files, options.
 
     Example: forcewell data sources
+
+    Example: forcewell data sources spice
+
+    Parameters
+    ----------
+    name
+        Show everything about this one; without it, a line or two about each.
     """
     from forcewell.sources import SOURCES
 
-    console = Console()
-    for name, source in SOURCES.items():
-        card = source.CARD
-        rows = {
-            "licence": card.licence,
-            "level": card.level,
-            "units": card.units,
-            "files": card.files,
-            "page": card.page,
-            "cite": card.citation,
-            **{f"option {key}": meaning for key, meaning in card.options.items()},
-        }
-        table = Table(title=f"{name}: {card.title}", title_justify="left", title_style="bold", show_header=False, box=None)
-        for key, value in rows.items():
-            if value:
-                table.add_row(key, escape(value))
-        console.print(table, "")
+    if name is None:
+        for source in SOURCES.values():
+            card = source.CARD
+            size = ", ".join(part for part in (card.conformations and f"{card.conformations} conformations", card.size, card.level) if part)
+            lines = (card.title, size, card.download or card.page or card.files)
+            Console(highlight=False, soft_wrap=True).print(f"[bold]{card.name}[/bold]", *(escape(line) for line in lines), "", sep="\n  ")
+        print("All about one, with files, licence and options: forcewell data sources NAME")
+        return
+    if name not in SOURCES:
+        raise InputError(f"unknown source {name!r}{nearest(name, SOURCES)} (known: {', '.join(SOURCES)})")
+    card = SOURCES[name].CARD
+    rows = {
+        "conformations": card.conformations,
+        "size": card.size,
+        "download": card.download,
+        "page": card.page,
+        "files": card.files,
+        "licence": card.licence,
+        "level": card.level,
+        "units": card.units,
+        "cite": card.citation,
+        **{f"property {key}": meaning for key, meaning in card.properties.items()},
+        **{f"option {key}": meaning for key, meaning in card.options.items()},
+    }
+    table = Table(title=f"{name}: {card.title}", title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in rows.items():
+        if value:
+            table.add_row(escape(key), escape(value))
+    Console().print(table)
 
 
 @app.command(name="import")
@@ -53,13 +74,17 @@ def import_command(
     out: Path,
     exclude: str = "benchmark",
     option: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    map_: Annotated[tuple[str, ...], Parameter(name="--map", negative=())] = (),
+    unit: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     unchecked: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Convert files of a data set into a store; the same command continues an import that was interrupted.
 
     Example: forcewell data import qm9 qm9_minima.npz --out qm9.fw
 
-    Example: forcewell data import npz water.npz --out water.fw --option energy_unit=kcal/mol --option level=MP2/def2-TZVP
+    Example: forcewell data import spice SPICE-2.0.1.hdf5 --out spice.fw
+
+    Example: forcewell data import hdf5 mine.h5 --map geometry=positions --map gradient=-forces --unit energy=Hartree --out mine.fw
 
     Parameters
     ----------
@@ -74,13 +99,24 @@ def import_command(
         names separated by commas.
     option
         An option of the source as key=value; may be repeated.
+    map_
+        For extxyz, npz, hdf5, asedb, aselmdb: the file's name for a field as key=field, with a minus sign for gradients
+        (key=-forces), or property:NAME for any other number; or a YAML file with map: and unit:. May be repeated.
+    unit
+        With them: a field's unit, e.g. energy=Hartree, forces=Hartree/bohr, positions=bohr; may be repeated.
     unchecked
         Import also what `forcewell data check` finds an error in, e.g. forces of the wrong sign.
     """
     from forcewell.importing import import_source
+    from forcewell.sources.mapping import as_options
 
-    done = import_source(source, paths, out, exclude=exclude, options=_pairs(option), progress=True, unchecked=unchecked)
-    print(f"{out}: {done.kept} conformations ({done.left_out} left out, {done.resumed} read before) in {done.seconds:.1f} s")
+    options = as_options(map_, unit) | _pairs(option)
+    done = import_source(source, paths, out, exclude=exclude, options=options, progress=True, unchecked=unchecked)
+    rate = (done.kept + done.left_out - done.resumed) / max(done.seconds, 1e-9)
+    print(
+        f"{out}: {done.kept} conformations ({done.left_out} left out, {done.resumed} read before) "
+        f"in {done.seconds:.1f} s, {rate:,.0f} conformations/s"
+    )
 
 
 @app.command(name="info")

@@ -11,7 +11,7 @@ import numpy as np
 from forcewell.store.reading import Dataset
 
 ELEMENTS = 119  # length of a reference-energy vector: index = atomic number
-CHUNK = 65536  # conformations whose compositions are counted at once: 119 int64 counts each, 62 MB
+CHUNK = 65536  # conformations whose compositions are counted at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +76,18 @@ def _compositions(dataset: Dataset) -> Iterator[tuple[int, bytes, tuple[float, f
         if not len(rows):
             continue
         block = dataset.block(rows)
-        owner = np.repeat(np.arange(len(rows)), block.counts)
-        counted = np.bincount(owner * ELEMENTS + block.arrays["numbers"], minlength=len(rows) * ELEMENTS).reshape(len(rows), ELEMENTS)
-        labelled = np.concatenate([levels[rows][:, None].astype(np.int64), counted], axis=1)
-        # One unsigned number per row instead of comparing 120 columns: 30 times faster, and checked for collisions by
+        elements = np.flatnonzero(np.bincount(block.arrays["numbers"], minlength=ELEMENTS))
+        starts = block.offsets[:-1]
+        counted = [np.add.reduceat(block.arrays["numbers"] == element, starts, dtype=np.int64) for element in elements]
+        labelled = np.stack([levels[rows].astype(np.int64), *counted])
+        # One unsigned number per row instead of comparing columns: 30 times faster, and checked for collisions by
         # nothing but their odds of 2^-64 per pair.
-        weights = np.random.default_rng(0).integers(1, 2**63, size=ELEMENTS + 1, dtype=np.uint64) | np.uint64(1)
-        keys = (labelled.astype(np.uint64) * weights).sum(axis=1, dtype=np.uint64)
+        weights = np.random.default_rng(0).integers(1, 2**63, size=len(labelled), dtype=np.uint64) | np.uint64(1)
+        keys = weights @ labelled.astype(np.uint64)
         _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
         number = np.bincount(inverse)
         total = np.bincount(inverse, weights=energies[rows])
         for k, row in enumerate(first):
-            yield int(labelled[row, 0]), labelled[row, 1:].tobytes(), (float(number[k]), float(total[k]))
+            composition = np.zeros(ELEMENTS, dtype=np.int64)
+            composition[elements] = labelled[1:, row]
+            yield int(labelled[0, row]), composition.tobytes(), (float(number[k]), float(total[k]))
