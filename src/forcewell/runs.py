@@ -154,6 +154,8 @@ def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) 
         )
         average.load_state_dict(potential.state_dict())
         average.to(fabric.device)
+    if fabric.is_global_zero:
+        say(f"energies and forces by {potential.to(fabric.device).path}")
     hashes = sketch(np.concatenate([parts.known, *(_hashes(source) for source in parts.training)])) if fabric.is_global_zero else None
     details = _details(config, parts)
 
