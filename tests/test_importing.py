@@ -128,6 +128,8 @@ def test_properties_and_signs_by_mapping(tmp_path):
     assert done.store.manifest["properties"] == {"gap": "eV"} and np.array_equal(done.store.column("property:gap"), gap)
     expected = open_data(BUNDLED / "rmd17_ethanol_train_01.npz").block(np.arange(20))
     assert np.allclose(done.store.block(np.arange(20)).arrays["forces"], expected.arrays["forces"], rtol=1e-6, atol=1e-6)
+    with pytest.raises(InputError, match="cannot give stress by another name"):
+        open_data(tmp_path / "m.npz", map="g=stress")
     import ase.io
 
     atoms = ase.io.read(DATA / "acac_300K_100.xyz", ":3")

@@ -32,7 +32,7 @@ def read(paths: Paths, **options: Any) -> Iterator[Block]:
     Raises InputError for a file that is no ASE database and for a mapped key that a row lacks.
     """
     check_options(CARD, options)
-    mapping = declared(options)
+    mapping = declared(options, unread=("numbers",))
     for path in map(Path, paths):
         yield from blocks_of_rows(rows(path), path, CARD.name, mapping, options)
 

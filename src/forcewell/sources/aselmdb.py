@@ -39,7 +39,7 @@ def read(paths: Paths, **options: Any) -> Iterator[Block]:
     Plain JSON is decoded, nothing is executed. Raises InputError for a file of another layout, and where lmdb is missing.
     """
     check_options(CARD, options)
-    mapping = declared(options)
+    mapping = declared(options, unread=("numbers",))
     for path in map(Path, paths):
         yield from blocks_of_rows(_rows(path), path, CARD.name, mapping, options)
 

@@ -50,7 +50,7 @@ def read(paths: Paths, **options: Any) -> Iterator[Block]:
     Raises InputError, naming the frame, for a damaged file, and for a key asked for that no frame has.
     """
     check_options(CARD, options)
-    mapping = declared(options)
+    mapping = declared(options, unread=("numbers", "positions"))
     for path in paths:
         waiting: list[System] = []
         for number, atoms in enumerate(_frames(Path(path))):

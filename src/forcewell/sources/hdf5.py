@@ -42,7 +42,7 @@ def read(paths: Paths, **options: Any) -> Iterator[Block]:
     """Blocks in eV, Å. The molecule identifier is mapped or, in a file of many groups, the group's path; else formula and
     bond graph. Raises InputError for missing arrays, shapes that do not fit together, and unknown fields and units."""
     check_options(CARD, options)
-    mapping = declared(options)
+    mapping = declared(options, unread=("stress",))
     smiles = _smiles(Path(options["smiles"])) if "smiles" in options else {}
     for path in map(Path, paths):
         yield from merged(_groups(path, mapping, options, smiles))

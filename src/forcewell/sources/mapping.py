@@ -57,8 +57,9 @@ class Declared:
         return {field[9:]: key for field, key in self.keys.items() if field.startswith("property:")}
 
 
-def declared(options: Mapping[str, Any]) -> Declared:
-    """From a source's options (see ``OPTIONS``). Raises InputError for an unknown field or unit."""
+def declared(options: Mapping[str, Any], unread: Sequence[str] = ()) -> Declared:
+    """From a source's options (see ``OPTIONS``). Raises InputError for an unknown field or unit, and for a field that the
+    source cannot take from a mapping (``unread``)."""
     keys: dict[str, str] = {}
     negative = set()
     for key, target in pairs(str(options.get("map", "")), "map").items():
@@ -66,6 +67,8 @@ def declared(options: Mapping[str, Any]) -> Declared:
         if field not in USUAL and not field.startswith("property:"):
             known = ", ".join([*USUAL, "property:NAME"])
             raise InputError(f"map {key}={target}: no field {field!r}{nearest(field, USUAL)} (known: {known})")
+        if field in unread:
+            raise InputError(f"map {key}={target}: files of this form cannot give {field} by another name")
         if target != field:
             negative.add(field)
         keys[field] = key

@@ -45,7 +45,7 @@ def read(paths: Paths, **options: Any) -> Iterator[Block]:
 
 def read_file(path: Path, source: str, options: Mapping[str, Any]) -> Iterator[Block]:
     """Blocks of one file; see ``read``."""
-    mapping = declared(options)
+    mapping = declared(options, unread=("stress",))
     arrays = _renamed(path, load_npz(path), mapping)
     counts, numbers, atom_arrays = _flat(path, arrays)
     factors, sign = mapping.factors, mapping.sign
