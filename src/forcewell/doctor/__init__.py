@@ -3,7 +3,7 @@
 One file per question; ``scan`` gathers what they judge by in one pass.
 """
 
-from forcewell.doctor.check import check, check_path, check_paths
+from forcewell.doctor.examination import check, check_path, check_paths
 from forcewell.doctor.findings import Finding, Report
 
 __all__ = ["Finding", "Report", "check", "check_path", "check_paths"]

@@ -37,8 +37,9 @@ def unit_findings(dataset: Dataset, facts: Facts, where: str) -> Iterator[Findin
     for level, source, places in facts.kinds():
         label = " ".join(part for part in (where, dataset.sources[source], dataset.levels[level]) if part)
         total = _total_energies(facts, places)
-        if total is not None:
-            yield _size_of_energies(total, label)
+        energies = _size_of_energies(total, label) if total is not None else None
+        if energies is not None:
+            yield energies
         if not facts.labelled[places].any():
             continue
         bonds = _bond_forces(facts, places, length, label)
@@ -47,6 +48,8 @@ def unit_findings(dataset: Dataset, facts: Facts, where: str) -> Iterator[Findin
         slope, each = slopes(dataset, facts.row[usable], facts.molecule[usable]) if len(usable) else (Slope(np.nan, 0.0, 0), [])
         agreed = slope.counts or bonds[0] is not None
         yield _pairs_verdict(slope, bonds[0], label, len(usable) > 0)
+        if energies is not None and energies.severity == "error" and slope.counts and abs(slope.value - 1) < SAME:
+            yield Finding("error", "slope", "forces agree with the energies, so their unit is wrong, too", label, {"slope": slope.value})
         yield from _odd_molecules(slope, each, label)
         if not agreed and not any(one.counts for one in each):
             yield Finding("note", "units", "inconclusive: neither close pairs nor X-H bonds tell the sign and unit of the forces", label)
