@@ -287,7 +287,7 @@ def test_import_warns_and_refuses(tmp_path: Path) -> None:
     arrays = {"z": ethanol.arrays["numbers"][:9], "pos": ethanol.arrays["positions"].reshape(-1, 9, 3), "energy": ethanol.arrays["energy"]}
     forces = ethanol.arrays["forces"].reshape(-1, 9, 3)
     np.savez(tmp_path / "gradients.npz", forces=-forces, **arrays)
-    with pytest.raises(InputError, match="wrong sign.*--unchecked"):
+    with pytest.raises(InputError, match=r"wrong sign.*--unchecked"):
         import_source("npz", [tmp_path / "gradients.npz"], tmp_path / "a.fw", exclude="none")
     assert not (tmp_path / "a.fw").exists()
     done = import_source("npz", [tmp_path / "gradients.npz"], tmp_path / "a.fw", exclude="none", unchecked=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +107,7 @@ def trajectory(frames: int) -> Block:
     block = ethanol("train", frames)
     centres = block.arrays["positions"].reshape(frames, 9, 3)
     share = np.linspace(0, 1, 10, endpoint=False)[:, None, None]
-    positions = np.concatenate([a + share * 0.2 * (b - a) for a, b in zip(centres[:-1], centres[1:], strict=True)])
+    positions = np.concatenate([a + share * 0.2 * (b - a) for a, b in pairwise(centres)])
     number = len(positions)
     names = np.full(number, "ethanol", dtype=object)
     return Block.shared(block.arrays["numbers"][:9], positions, molecule=names, properties={"frame": np.arange(float(number))})

@@ -156,10 +156,11 @@ def check_command(
         temporary = json_file.with_name(json_file.name + ".tmp")
         temporary.write_text(json.dumps({path: report.as_json() for path, report in reports.items()}, indent=1), encoding="utf-8")
         os.replace(temporary, json_file)
-    failed = {path: report.findings[0].what for path, report in reports.items() if not report.ok}
+    failed = {path: report.findings[0] for path, report in reports.items() if not report.ok}
     if failed:
-        path, what = next(iter(failed.items()))
-        raise InputError(f"{len(failed)} of {len(reports)} not fit for training; {path}: {what}")
+        path, first = next(iter(failed.items()))
+        which = f" (conformation {first.conformations[0]})" if first.conformations else ""
+        raise InputError(f"{len(failed)} of {len(reports)} not fit for training; {path}: {first.what}{which}")
 
 
 @app.command(name="split")

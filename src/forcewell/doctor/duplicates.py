@@ -55,8 +55,11 @@ def _candidates(mine: np.ndarray, values: np.ndarray, sensitivity: np.ndarray, c
         return found
     tree = KDTree(scaled[first])
     _, near = tree.query(scaled[first], k=min(NEIGHBOURS, len(first)), distance_upper_bound=np.sqrt(3.0))
-    one, column = np.nonzero((near < len(first)) & (near > np.arange(len(first))[:, None]))
-    return [*found, np.stack([mine[first[one]], mine[first[near[one, column]]]], axis=1)]
+    near = np.asarray(near)
+    one, column = np.nonzero((near < len(first)) & (near != np.arange(len(first))[:, None]))
+    # A pair is met from either side, or from one where the other has nearer ones.
+    pairs = np.unique(np.sort(np.stack([one, near[one, column]], axis=1), axis=1), axis=0)
+    return [*found, mine[first[pairs]]]
 
 
 def _same(fetch: Fetch, pairs: np.ndarray) -> np.ndarray:

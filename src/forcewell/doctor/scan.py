@@ -210,7 +210,7 @@ def _forces(block: Block) -> dict[str, np.ndarray]:
     forces = block.arrays["forces"]
     labelled = np.minimum.reduceat(np.isfinite(forces).all(axis=1), first)
     exact = np.where(np.isfinite(forces), forces, 0.0).astype(np.float64)
-    positions = np.nan_to_num(block.arrays["positions"])
+    positions = np.where(np.isfinite(block.arrays["positions"]), block.arrays["positions"], 0.0)
     centre = np.add.reduceat(positions, first) / block.counts[:, None]
     arm = positions - np.repeat(centre, block.counts, axis=0)
     torque = np.linalg.norm(np.add.reduceat(np.cross(arm, exact), first), axis=1)
@@ -239,7 +239,8 @@ def _hydrogens(block: Block, where: np.ndarray, radii: np.ndarray) -> np.ndarray
         for part in np.array_split(rows, max(1, len(rows) * int(count) ** 2 // PAIRS_AT_ONCE)):
             atoms = offsets[part][:, None] + np.arange(count)
             numbers, positions = np.minimum(block.arrays["numbers"][atoms], 118), block.arrays["positions"][atoms]
-            ratio = _distances(np.nan_to_num(positions)) / (radii[numbers][:, :, None] + radii[numbers][:, None])
+            positions = np.where(np.isfinite(positions), positions, 0.0)
+            ratio = _distances(positions) / (radii[numbers][:, :, None] + radii[numbers][:, None])
             frame, hydrogen = np.nonzero(numbers == 1)
             neighbour = ratio.argmin(axis=2)[frame, hydrogen]
             bond = positions[frame, hydrogen] - positions[frame, neighbour]
