@@ -28,11 +28,12 @@ def energy_findings(dataset: Dataset, facts: Facts, where: str) -> Iterator[Find
         yield from _two_groups(facts.row[mine], molecule, facts.energy[mine], label)
 
 
-def residuals(compositions: np.ndarray, energies: np.ndarray) -> np.ndarray:
-    """(k,) eV per atom that least-squares references leave of ``energies`` (k,); compositions (k, 119). Robust: fitted again
-    without what lies ten median deviations off."""
-    elements = np.flatnonzero(compositions.any(axis=0))
-    design, keep = compositions[:, elements].astype(np.float64), np.ones(len(energies), dtype=bool)
+def residuals(compositions: np.ndarray, index: np.ndarray, energies: np.ndarray) -> np.ndarray:
+    """(k,) eV per atom that least-squares references leave of ``energies`` (k,) of conformations whose composition is
+    ``compositions[index]``, (U, 119) and (k,). Robust: fitted again without what lies ten median deviations off."""
+    used = compositions[np.unique(index)]
+    elements = np.flatnonzero(used.any(axis=0))
+    design, keep = compositions[:, elements].astype(np.float64)[index], np.ones(len(energies), dtype=bool)
     left, size = energies, design.sum(axis=1)
     for _ in range(3):
         left = (energies - design @ np.linalg.lstsq(design[keep], energies[keep], rcond=None)[0]) / size
@@ -56,7 +57,7 @@ def _by_molecule(facts: Facts, mine: np.ndarray) -> tuple[np.ndarray, np.ndarray
     middle = energy[order][starts + number // 2]
     many = number[molecule] >= FRAMES
     deviation = np.where(many, (energy - middle[molecule]) / size, np.nan)
-    centre = residuals(facts.compositions[facts.composition[mine]], np.where(many, middle[molecule], energy))
+    centre = residuals(facts.compositions, facts.composition[mine], np.where(many, middle[molecule], energy))
     return molecule, deviation, centre
 
 

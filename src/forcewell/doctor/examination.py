@@ -20,7 +20,7 @@ from forcewell.errors import InputError
 from forcewell.sources import SOURCES, layout_of
 from forcewell.store import Dataset, MemoryData, Store
 
-EXAMINED = 500_000  # conformations at most: 20 atoms each take about 40 µs and 200 bytes, so 20 s and 100 MB
+EXAMINED = 500_000  # conformations at most: 16 atoms each take about 60 µs and 700 bytes, so 30 s and 360 MB
 IMPORTED = 20_000  # at most, after an import
 
 
