@@ -91,6 +91,9 @@ def test_no_duplicates_where_there_are_none(ethanol: Block) -> None:
         moved.arrays["positions"].shape
     )
     assert not [finding for finding in found(ethanol, moved) if finding.question == "duplicates"]
+    other = ethanol.take(np.arange(1000))
+    other.level = "another level"  # of the same frames: no copies
+    assert not [finding for finding in found(ethanol, other) if finding.question == "duplicates"]
     many = ethanol.take(np.append(np.arange(100), np.full(5000, 3)))
     assert the("more than once", many).evidence["duplicates"] == 5000
 

@@ -8,7 +8,6 @@ import numpy as np
 
 from forcewell.doctor.findings import Finding, worst
 from forcewell.doctor.scan import Facts
-from forcewell.store import Dataset
 from forcewell.system import Block
 
 SAME = 1e-4  # Å: distances within copies differ by no more; an MD step of 0.5 fs moves hydrogens by 0.01
@@ -98,25 +97,24 @@ def _surroundings(block: Block, atoms: np.ndarray) -> tuple[np.ndarray, ...]:
     return near, far, slope, total
 
 
-def duplicate_findings(dataset: Dataset, facts: Facts, group: np.ndarray, where: str) -> Iterator[Finding]:
-    """group (n,): see ``groups``. Copies, and copies whose energies at one level of theory contradict each other."""
-    _, first, inverse, number = np.unique(group, return_index=True, return_inverse=True, return_counts=True)
-    inverse = inverse.reshape(-1)
-    extra = np.ones(len(facts), dtype=bool)
-    extra[first] = False
+def duplicate_findings(facts: Facts, group: np.ndarray, where: str) -> Iterator[Finding]:
+    """group (n,): see ``groups``. Copies, and copies whose energies contradict each other.
+
+    One geometry at two levels of theory, or in two charge or spin states, is no copy.
+    """
+    kinds = np.stack([group, facts.level, facts.electrons, facts.spin], axis=1)
+    _, first, inverse, number = np.unique(kinds, axis=0, return_index=True, return_inverse=True, return_counts=True)
+    original = first[inverse.reshape(-1)]
+    extra = original != np.arange(len(facts))
     if not extra.any():
         return
-    original = facts.row[first[inverse]]
-    shown = np.flatnonzero(extra)[:5]
-    pairs = ", ".join(f"{facts.row[k]} = {original[k]}" for k in shown)
+    pairs = ", ".join(f"{facts.row[k]} = {facts.row[original[k]]}" for k in np.flatnonzero(extra)[:5])
     evidence = {"duplicates": int(extra.sum()), "conformations_that_have_copies": int((number > 1).sum()), "first_copies": pairs}
     said = "conformations that are there more than once"
     yield Finding("warning", "duplicates", said, where, evidence, worst(facts.row[extra], np.zeros(int(extra.sum()))))
-    gap = facts.energy - facts.energy[first[inverse]]
-    same_level = facts.level == facts.level[first[inverse]]
-    same_state = (facts.electrons == facts.electrons[first[inverse]]) & (facts.spin == facts.spin[first[inverse]])
-    conflict = extra & same_level & same_state & (np.abs(np.nan_to_num(gap)) > CONFLICT)
+    gap = np.abs(np.nan_to_num(facts.energy - facts.energy[original]))
+    conflict = extra & (gap > CONFLICT)
     if conflict.any():
-        evidence = {"conformations": int(conflict.sum()), "largest_difference_eV": float(np.abs(gap[conflict]).max())}
+        evidence = {"conformations": int(conflict.sum()), "largest_difference_eV": float(gap.max())}
         said = "copies of a conformation with different energies at one level of theory: mixed levels, or energies out of order"
-        yield Finding("warning", "duplicates", said, where, evidence, worst(facts.row[conflict], np.abs(gap[conflict])))
+        yield Finding("warning", "duplicates", said, where, evidence, worst(facts.row[conflict], gap[conflict]))

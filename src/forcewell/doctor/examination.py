@@ -48,7 +48,7 @@ def _examined(dataset: Dataset, where: str, thorough: bool) -> tuple[Report, Fac
             findings += level_findings(dataset, facts, where)
     if thorough and len(facts):
         group = groups(facts, lambda places: dataset.block(facts.row[places]))
-        findings += duplicate_findings(dataset, facts, group, where)
+        findings += duplicate_findings(facts, group, where)
     return report(len(dataset), findings, facts.asked), facts
 
 

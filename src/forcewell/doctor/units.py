@@ -179,7 +179,8 @@ def _total_energies(facts: Facts, places: np.ndarray) -> tuple[float, np.ndarray
     """
     known = places[np.isfinite(facts.energy[places])]
     # Beyond krypton relativity and pseudopotentials make the estimate useless.
-    light = known[~facts.compositions[:, 37:].any(axis=1)[facts.composition[known]]]
+    heavy = np.asarray(facts.compositions[:, 37:].sum(axis=1)) > 0
+    light = known[~heavy[facts.composition[known]]]
     if not len(light):
         return None
     expected = (facts.compositions @ _atom_energies())[facts.composition[light]]
