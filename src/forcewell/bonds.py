@@ -50,11 +50,11 @@ HYDROGENS = {
 
 
 @lru_cache
-def _radii() -> np.ndarray:
+def covalent_radii() -> np.ndarray:
     """(119,) Å: covalent radii of Cordero et al., Dalton Trans. 2832 (2008), as ASE tabulates them."""
-    from ase.data import covalent_radii
+    from ase.data import covalent_radii as tabulated
 
-    return np.asarray(covalent_radii[:119])
+    return np.asarray(tabulated[:119])
 
 
 def bonds(block: Block, tolerance: float = TOLERANCE) -> np.ndarray:
@@ -63,7 +63,7 @@ def bonds(block: Block, tolerance: float = TOLERANCE) -> np.ndarray:
     Vectorised over conformations with the same number of atoms; memory is bounded. Candidates are found in single
     precision with 1 % to spare and decided in double precision.
     """
-    radii, offsets = _radii(), block.offsets
+    radii, offsets = covalent_radii(), block.offsets
     positions, reach = block.arrays["positions"], radii[block.arrays["numbers"]] + 0.5 * tolerance
     farthest = (2.02 * float(reach.max(initial=0.0))) ** 2  # one number to compare with: the longest bond of the block
     found, distances = [np.zeros((0, 2), dtype=np.int64)], [np.zeros(0, dtype=np.float32)]

@@ -117,6 +117,8 @@ def import_command(
         f"{out}: {done.kept} conformations ({done.left_out} left out, {done.resumed} read before) "
         f"in {done.seconds:.1f} s, {rate:,.0f} conformations/s"
     )
+    for warning in done.warnings:
+        print(warning)
 
 
 @app.command(name="info")
@@ -140,7 +142,10 @@ def info_command(store: Path) -> None:
     table.add_row("levels", ", ".join(opened.levels))
     for level, fit in manifest["references"].items():
         energies = ", ".join(f"{element}: {value:.4f}" for element, value in fit["energies"].items())
-        table.add_row(escape(f"references {level} [eV]"), f"{energies} (rank {fit['rank']})")
+        rank = f"rank {fit['rank']} of {len(fit['energies'])}, minimum norm"
+        table.add_row(escape(f"references {level} [eV]"), f"{energies} ({rank}; {fit['conformations']} energies)")
+        for when, values in fit.get("per_atom", {}).items():  # stores made before 0.2 lack them
+            table.add_row(f"  {when} them", escape(f"{values['mean']:.4f} ± {values['spread']:.4f} eV per atom"))
     table.add_row(
         "source", " ".join([manifest["settings"].get("source", ""), *(name for name, _ in manifest["settings"].get("files", []))])
     )
@@ -149,10 +154,17 @@ def info_command(store: Path) -> None:
 
 
 @app.command(name="check")
-def check_command(*data: Path, json_file: Annotated[Path | None, Parameter(name="--json")] = None, option: tuple[str, ...] = ()) -> None:
-    """Check stores or files: sign and units of forces and energies, minima, overlaps, duplicates, net forces.
+def check_command(
+    *data: Path,
+    json_file: Annotated[Path | None, Parameter(name="--json")] = None,
+    split: Annotated[tuple[Path, ...], Parameter(negative=())] = (),
+    option: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+) -> None:
+    """Find what is wrong with data before a model is trained on them, and name it with conformations and numbers.
 
-    Exits with 2 where an error is found.
+    Gradients taken for forces; wrong units of energy, force or length; net forces and torques; duplicates; outliers; electrons
+    that do not fit charge and spin; broken geometries; minima with forces; mixed levels of theory; leaks between the parts of a
+    split and between data sets checked together. Exits with 2 where an error is found; warnings and notes do not matter to that.
 
     Example: forcewell data check qm9.fw rmd17_ethanol.npz --json findings.json
 
@@ -162,26 +174,29 @@ def check_command(*data: Path, json_file: Annotated[Path | None, Parameter(name=
         Stores, extended XYZ files or .npz files.
     json_file
         Also write the findings here.
+    split
+        A split of the data to look for leaks in, besides those in a store's folder; may be repeated.
     option
         For files: an option of the source as key=value, e.g. energy_unit=kcal/mol; may be repeated.
     """
-    from forcewell.check import check_path
+    from forcewell.doctor import check_paths
+    from forcewell.doctor.terminal import show
 
     if not data:
         raise InputError("nothing to check; give a store or files")
-    reports = {str(path): check_path(path, **_pairs(option)) for path in data}
-    for path, report in reports.items():
-        print(f"{path}: {'ok' if report.ok else 'NOT OK'}, {report.conformations} conformations")
-        for finding in report.findings:
-            print(f"  {finding}")
+    if split and len(data) > 1:
+        raise InputError("--split belongs to one data set; check that one by itself")
+    reports = check_paths(data, split, **_pairs(option))
+    show(reports, Console(highlight=False))
     if json_file is not None:
         temporary = json_file.with_name(json_file.name + ".tmp")
         temporary.write_text(json.dumps({path: report.as_json() for path, report in reports.items()}, indent=1), encoding="utf-8")
         os.replace(temporary, json_file)
-    failed = {path: report.findings[0].what for path, report in reports.items() if not report.ok}
+    failed = {path: report.findings[0] for path, report in reports.items() if not report.ok}
     if failed:
-        path, what = next(iter(failed.items()))
-        raise InputError(f"{len(failed)} of {len(reports)} not fit for training; {path}: {what}")
+        path, first = next(iter(failed.items()))
+        which = f" (conformation {first.conformations[0]})" if first.conformations else ""
+        raise InputError(f"{len(failed)} of {len(reports)} not fit for training; {path}: {first.what}{which}")
 
 
 @app.command(name="split")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from forcewell.bonds import excluded, resolve
-from forcewell.check import check
+from forcewell.doctor import check
 from forcewell.errors import InputError, nearest
 from forcewell.sources import SOURCES
 from forcewell.sources.card import Paths, count_conformations
@@ -26,13 +26,17 @@ from forcewell.system import Block
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What an import did. left_out: conformations excluded by molecule. resumed: conformations that were already there."""
+    """What an import did. left_out: conformations excluded by molecule. resumed: conformations that were already there.
+
+    warnings: what the check of a sample found that does not forbid training.
+    """
 
     store: Store
     kept: int
     left_out: int
     resumed: int
     seconds: float
+    warnings: tuple[str, ...] = ()
 
 
 def import_source(
@@ -77,8 +81,8 @@ def import_source(
         if not writer.conformations:
             raise InputError(_nothing_left(source, left_out, names))
         writer.flush()
-        if not unchecked:  # before the store is marked complete
-            _refuse_errors(Store(out), ", ".join(str(file) for file in files))
+        # Before the store is marked complete.
+        warnings = () if unchecked else _warnings(Store(out), ", ".join(str(file) for file in files))
         store = writer.finish()
     except InputError:
         if fresh:
@@ -86,14 +90,16 @@ def import_source(
         raise
     finally:
         writer.close()
-    return Imported(store, len(store), int(store.manifest["left_out"]), resumed, time.perf_counter() - began)
+    return Imported(store, len(store), int(store.manifest["left_out"]), resumed, time.perf_counter() - began, warnings)
 
 
-def _refuse_errors(store: Store, where: str) -> None:
-    """Raises InputError with the first error that ``check`` finds."""
-    for finding in check(store, where).findings:
+def _warnings(store: Store, where: str) -> tuple[str, ...]:
+    """What the cheap part of the check warns of. Raises InputError with the first error that it finds."""
+    findings = check(store, where, thorough=False).findings
+    for finding in findings:
         if finding.severity == "error":
             raise InputError(f"{str(finding).removeprefix('error: ')}; nothing was imported (--unchecked imports it all the same)")
+    return tuple(str(finding) for finding in findings if finding.severity == "warning")
 
 
 def _settings(source: str, files: Sequence[Path], exclude: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:

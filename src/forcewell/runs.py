@@ -18,6 +18,7 @@ import torch
 from forcewell.checkpoint import load_model, save_model, training_hashes, write_bytes
 from forcewell.config import HeadConfig, ModelConfig, RunConfig, dump_config, encoder_config
 from forcewell.display import TrainingDisplay, say
+from forcewell.doctor.levels import plan
 from forcewell.errors import InputError
 from forcewell.loader import Loader, Source, fixed_batches
 from forcewell.objectives import Objective
@@ -118,6 +119,9 @@ def finetune(config: RunConfig, model: Path, out: Path, resume: bool = False) ->
         known = training_hashes(model)
         if fabric.is_global_zero:
             _tell_overlap(training, known)
+            learned = any("energy" in objective.name for objective in objectives)
+            for line in plan([(source.name, source.data, source.rows) for source in training], parent.references, learned):
+                say(line)
             _correct(potential, training)
         ancestry = [
             *description.get("ancestry", []),
