@@ -19,7 +19,7 @@ from forcewell.store.shards import Shard
 from forcewell.system import Block
 
 if TYPE_CHECKING:
-    from forcewell.store.reading import Sharded
+    from forcewell.store.reading import Dataset
 
 Piece = tuple[Shard, slice, np.ndarray]
 
@@ -37,7 +37,7 @@ class Gathered:
 class Gatherer:
     """Gathers rows of stores or data in memory; a row whose shard lacks a field or property of the others is "not known" there."""
 
-    def __init__(self, datasets: Sequence[Sharded]) -> None:
+    def __init__(self, datasets: Sequence[Dataset]) -> None:
         self._datasets = datasets
         sizes = [dataset._sizes for dataset in datasets]
         self._starts = np.concatenate([[0], np.cumsum([size for part in sizes for size in part])]).astype(np.int64)
@@ -79,12 +79,13 @@ class Gatherer:
         def column(sources: list[np.ndarray | None], dtype: Any, shape: tuple[int, ...] = (), missing: Any = 0, atom: bool = False) -> Any:
             places = zip(sources, by_atom if atom else by_row, strict=True)
             filled = _filled([(source, part, k) for source, (part, k) in places], len(index) if atom else rows, dtype, shape, missing)
-            return filled if back is None else filled.take(atoms_back if atom else back, axis=0, mode="clip")
+            order = atoms_back if atom else back
+            return filled if order is None else filled.take(order, axis=0, mode="clip")
 
-        arrays = {
-            name: column([shard.arrays.get(name) for shard, _, _ in pieces], field.stored, field.shape, field.missing, field.scope == "atom")
-            for name, field in self._fields.items()
-        }
+        arrays = {}
+        for name, field in self._fields.items():
+            sources = [shard.arrays.get(name) for shard, _, _ in pieces]
+            arrays[name] = column(sources, field.stored, field.shape, field.missing, field.scope == "atom")
         level, source = (column([getattr(shard, name) for shard, _, _ in pieces], np.int32) for name in ("level", "source"))
         if bare:
             return Gathered(Block(ordered, arrays), level, source)

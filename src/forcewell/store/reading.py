@@ -29,12 +29,14 @@ class Dataset(Protocol):
     sources: list[str]
     elements: list[int]
     fields: list[str]
+    _sizes: list[int]  # conformations of each shard; with ``_shard``, what a Gatherer reads by
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> System: ...
     def block(self, indices: Any) -> Block: ...
     def column(self, name: str) -> np.ndarray: ...
     def molecule_codes(self) -> np.ndarray: ...
+    def _shard(self, number: int) -> Shard: ...
     @property
     def counts(self) -> np.ndarray: ...
     @property
@@ -57,6 +59,9 @@ class Sharded(ABC):
 
     @abstractmethod
     def _shard(self, number: int) -> Shard: ...
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str: ...
 
     def __len__(self) -> int:
         return int(sum(self._sizes))
@@ -99,12 +104,12 @@ class Sharded(ABC):
         return shard.arrays[name] if name in shard.arrays else missing(name, size)
 
     def molecule_codes(self) -> np.ndarray:
-        """(n,) an integer for each conformation, equal where the molecule identifiers are equal."""
+        """(n,) integers from 0, in order of first appearance; equal where the molecule identifiers are equal."""
         chunks = [self._shard(k).strings["molecule"] for k in range(len(self._sizes))]
         if not chunks:
-            return np.zeros(0, dtype=np.int64)
-        encoded = pa.chunked_array(chunks).combine_chunks().dictionary_encode()
-        return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+            return np.zeros(0, dtype=np.int32)
+        encoded = pa.chunked_array(chunks).dictionary_encode()  # one dictionary for all chunks
+        return np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks])
 
     def block(self, indices: Any) -> Block:
         """The conformations at ``indices`` (integers in any order, or a mask), copied into a Block.

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from forcewell.store.gathering import Gatherer
 from forcewell.store.reading import Dataset
 
 ELEMENTS = 119  # length of a reference-energy vector: index = atomic number
-CHUNK = 65536  # conformations whose compositions are counted at once: 119 int64 counts each, 62 MB
+CHUNK = 16384  # conformations whose compositions are told apart at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +70,20 @@ def _fit(compositions: np.ndarray, number: np.ndarray, total: np.ndarray) -> Ref
 
 def _compositions(dataset: Dataset) -> Iterator[tuple[int, bytes, tuple[float, float]]]:
     """(level, composition as bytes of (119,) int64, (conformations, sum of their energies)) by chunks."""
-    energies, levels = dataset.column("energy"), dataset.column("level")
+    # One unsigned number per composition, the sum of its atoms' numbers, instead of counting the elements of every
+    # conformation: ten times faster, and checked for collisions by nothing but their odds of 2^-64 per pair.
+    weights = np.random.default_rng(0).integers(1, 2**63, size=ELEMENTS + len(dataset.levels), dtype=np.uint64) | np.uint64(1)
+    gather = Gatherer([dataset])
     for start in range(0, len(dataset), CHUNK):
-        rows = np.arange(start, min(start + CHUNK, len(dataset)))
-        rows = rows[np.isfinite(energies[rows])]
-        if not len(rows):
-            continue
-        block = dataset.block(rows)
-        owner = np.repeat(np.arange(len(rows)), block.counts)
-        counted = np.bincount(owner * ELEMENTS + block.arrays["numbers"], minlength=len(rows) * ELEMENTS).reshape(len(rows), ELEMENTS)
-        labelled = np.concatenate([levels[rows][:, None].astype(np.int64), counted], axis=1)
-        # One unsigned number per row instead of comparing 120 columns: 30 times faster, and checked for collisions by
-        # nothing but their odds of 2^-64 per pair.
-        weights = np.random.default_rng(0).integers(1, 2**63, size=ELEMENTS + 1, dtype=np.uint64) | np.uint64(1)
-        keys = (labelled.astype(np.uint64) * weights).sum(axis=1, dtype=np.uint64)
-        _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+        found = gather(np.arange(start, min(start + CHUNK, len(dataset))), bare=True)
+        numbers, energies = found.block.arrays["numbers"], found.block.arrays["energy"]
+        sums = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(weights[numbers], dtype=np.uint64)])  # wraps around, on purpose
+        keys = np.diff(sums[found.block.offsets]) + weights[ELEMENTS + found.level]
+        usable = np.flatnonzero(np.isfinite(energies))
+        _, first, inverse = np.unique(keys[usable], return_index=True, return_inverse=True)
         number = np.bincount(inverse)
-        total = np.bincount(inverse, weights=energies[rows])
-        for k, row in enumerate(first):
-            yield int(labelled[row, 0]), labelled[row, 1:].tobytes(), (float(number[k]), float(total[k]))
+        total = np.bincount(inverse, weights=energies[usable])
+        offsets = found.block.offsets
+        for k, row in enumerate(usable[first]):
+            composition = np.bincount(numbers[offsets[row] : offsets[row + 1]], minlength=ELEMENTS).astype(np.int64)
+            yield int(found.level[row]), composition.tobytes(), (float(number[k]), float(total[k]))
