@@ -83,11 +83,16 @@ class Loader:
     def next(self) -> Batch:
         """The next batch, this process's share of it (never empty: every process takes part in every step)."""
         chosen, rows, cost = self._candidates()
+        size = self._advance(chosen, cost)
+        return self._batch(chosen[:size][self.rank :: self.world], rows[:size][self.rank :: self.world])
+
+    def _advance(self, chosen: np.ndarray, cost: np.ndarray) -> int:
+        """How many of the candidates fit into the batch; they count as used."""
         size = max(self.world, int(np.searchsorted(np.cumsum(cost), self.max_atoms, side="right")))
-        chosen, rows = chosen[:size], rows[:size]
         self.drawn += size
-        self.used = [used + count for used, count in zip(self.used, np.bincount(chosen, minlength=len(self.used)).tolist(), strict=True)]
-        return self._batch(chosen[self.rank :: self.world], rows[self.rank :: self.world])
+        taken = np.bincount(chosen[:size], minlength=len(self.used)).tolist()
+        self.used = [before + count for before, count in zip(self.used, taken, strict=True)]
+        return size
 
     def state(self) -> dict[str, Any]:
         """Position in the data, for the run's state file."""
@@ -100,14 +105,17 @@ class Loader:
     def _candidates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Source, row and cost in atoms of the next ``batch_size`` samples."""
         chosen = self._chosen()
-        rows = np.empty(self.batch_size, dtype=np.int64)
-        cost = np.empty(self.batch_size, dtype=np.int64)
+        by_source = np.argsort(chosen, kind="stable")
+        borders = np.searchsorted(chosen[by_source], np.arange(len(self.sources) + 1)).tolist()
+        rows = np.empty((2, self.batch_size), dtype=np.int64)  # and their cost
         for s, source in enumerate(self.sources):
-            mine = np.flatnonzero(chosen == s)
-            if len(mine):
-                rows[mine] = self._rows(s, len(mine))
-                cost[mine] = _cost(source, rows[mine])
-        return chosen, rows, cost
+            part = slice(borders[s], borders[s + 1])
+            if part.start < part.stop:
+                rows[0, part] = self._rows(s, part.stop - part.start)
+                rows[1, part] = _cost(source, rows[0, part])
+        ordered = np.empty_like(rows)
+        ordered[:, by_source] = rows
+        return chosen, ordered[0], ordered[1]
 
     def _chosen(self) -> np.ndarray:
         """(batch_size,) sources of the next draws."""

@@ -27,7 +27,7 @@ Piece = tuple[Shard, slice, np.ndarray]
 @dataclass(frozen=True, slots=True)
 class Gathered:
     """block: n conformations (its ``level`` and ``source`` are left empty). level, source: (n,) index into the names of
-    the data set that each row is from."""
+    the data set that each row is from; ``source`` is empty where only the fields were asked for."""
 
     block: Block
     level: np.ndarray
@@ -86,9 +86,15 @@ class Gatherer:
         for name, field in self._fields.items():
             sources = [shard.arrays.get(name) for shard, _, _ in pieces]
             arrays[name] = column(sources, field.stored, field.shape, field.missing, field.scope == "atom")
-        level, source = (column([getattr(shard, name) for shard, _, _ in pieces], np.int32) for name in ("level", "source"))
+        if all(shard.only_level >= 0 for shard, _, _ in pieces):  # as almost everywhere: nothing to look up row by row
+            each = [part.stop - part.start for _, part, _ in pieces]
+            level = np.repeat(np.array([shard.only_level for shard, _, _ in pieces], dtype=np.int32), each)
+            level = level if back is None else level[back]
+        else:
+            level = column([shard.level for shard, _, _ in pieces], np.int32)
         if bare:
-            return Gathered(Block(ordered, arrays), level, source)
+            return Gathered(Block(ordered, arrays), level, np.zeros(0, dtype=np.int32))
+        source = column([shard.source for shard, _, _ in pieces], np.int32)
         names = self._properties
         properties = {name: column([shard.properties.get(name) for shard, _, _ in pieces], np.float64, (), np.nan) for name in names}
         molecule, smiles = (_text(pieces, rows, name, back) for name in ("molecule", "smiles"))
