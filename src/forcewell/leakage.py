@@ -15,12 +15,12 @@ from forcewell.store import Dataset
 ROWS = 8192  # conformations read at a time
 
 WHAT = {
-    "row": "conformations are in both",
-    "identifier": "molecules have conformations in both",
-    "smiles": "molecules with different identifiers have the same canonical SMILES",
-    "graph": "molecules with different identifiers have the same bond graph",
-    "trajectory": "pairs of frames that follow each other in time are divided between them",
-    "geometry": "geometries are in both",
+    "row": "conformations in both",
+    "identifier": "molecules with conformations in both",
+    "smiles": "molecules in both under different identifiers but one canonical SMILES",
+    "graph": "molecules in both under different identifiers but one bond graph",
+    "trajectory": "frames that follow each other in time, one in each",
+    "geometry": "geometries in both",
 }
 
 
@@ -36,14 +36,15 @@ class Leak:
     def __str__(self) -> str:
         first, second = self.rows
         example = f"row {first}" if first == second else f"rows {first} and {second}"
-        return f"{self.parts[0]} and {self.parts[1]}: {self.number} {WHAT[self.kind]} (such as {example})"
+        return f"{self.parts[0]} and {self.parts[1]}: {WHAT[self.kind]}: {self.number} (such as {example})"
 
 
-def leaks(dataset: Dataset, parts: Mapping[str, np.ndarray], limit: int | None = None) -> list[Leak]:
+def leaks(dataset: Dataset, parts: Mapping[str, np.ndarray], limit: int | None = None, ordered: bool = False) -> list[Leak]:
     """What the parts (index arrays by name) share; whether that matters depends on what the split is for.
 
     limit: look at no more molecules for SMILES and bond graph, and no more conformations for geometry, than this many,
-    evenly spread; identifiers, rows and trajectories are always compared in full. None: at all.
+    evenly spread; identifiers, rows and trajectories are always compared in full. None: at all. ordered: data without the
+    property "frame" are trajectories in the order in which they are stored.
     """
     owner = np.full(len(dataset), -1, dtype=np.int16)
     for number, rows in enumerate(parts.values()):
@@ -52,7 +53,7 @@ def leaks(dataset: Dataset, parts: Mapping[str, np.ndarray], limit: int | None =
     found = list(_same_rows(parts))
     found += _shared("identifier", codes, np.arange(len(codes)), owner, names)
     found += _same_molecules(dataset, codes, owner, names, limit)
-    found += _neighbours_in_time(dataset, codes, owner, names)
+    found += _neighbours_in_time(dataset, codes, owner, names, ordered)
     rows = _evenly(np.flatnonzero(owner >= 0), limit)
     rows = rows[dataset.counts[rows] > 1]  # an atom has no geometry
     hashes = [geometry_hashes(dataset.block(rows[start : start + ROWS])) for start in range(0, len(rows), ROWS)]
@@ -133,9 +134,11 @@ def canonical(smiles: str) -> str:
     molecule = Chem.MolFromSmiles(smiles)
     if molecule is None:
         return smiles
-    for atom in molecule.GetAtoms():
-        atom.SetAtomMapNum(0)
-    return Chem.MolToSmiles(Chem.RemoveHs(molecule))
+    if ":" in smiles:  # numbered atoms, whose hydrogens RDKit keeps
+        for atom in molecule.GetAtoms():
+            atom.SetAtomMapNum(0)
+        molecule = Chem.RemoveHs(molecule)
+    return Chem.MolToSmiles(molecule)
 
 
 def _evenly(rows: np.ndarray, limit: int | None) -> np.ndarray:
@@ -181,11 +184,14 @@ def _same_molecules(dataset: Dataset, codes: np.ndarray, owner: np.ndarray, name
         yield from _shared(kind, keys[known], rows[known], owner[rows[known]], names)
 
 
-def _neighbours_in_time(dataset: Dataset, codes: np.ndarray, owner: np.ndarray, names: list[str]) -> Iterator[Leak]:
-    """Frames next to each other in a molecule's trajectory but in two parts; only where the data carry the property "frame"."""
-    if "frame" not in dataset.properties:
+def _neighbours_in_time(dataset: Dataset, codes: np.ndarray, owner: np.ndarray, names: list[str], ordered: bool) -> Iterator[Leak]:
+    """Frames next to each other in a molecule's trajectory but in two parts."""
+    if "frame" in dataset.properties:
+        frame = dataset.column("property:frame")
+    elif ordered:
+        frame = np.arange(len(codes), dtype=np.float64)
+    else:
         return
-    frame = dataset.column("property:frame")
     order = np.lexsort((frame, codes))
     order = order[np.isfinite(frame[order])]
     before, after = order[:-1], order[1:]
@@ -193,4 +199,5 @@ def _neighbours_in_time(dataset: Dataset, codes: np.ndarray, owner: np.ndarray, 
     for a, b in itertools.combinations(range(len(names)), 2):
         found = np.flatnonzero(near & (np.minimum(owner[before], owner[after]) == a) & (np.maximum(owner[before], owner[after]) == b))
         if len(found):
-            yield Leak("trajectory", (names[a], names[b]), len(found), (int(before[found[0]]), int(after[found[0]])))
+            pair = sorted((int(before[found[0]]), int(after[found[0]])), key=lambda row: owner[row])
+            yield Leak("trajectory", (names[a], names[b]), len(found), (pair[0], pair[1]))

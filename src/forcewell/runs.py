@@ -141,9 +141,7 @@ def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) 
         )
         average.load_state_dict(potential.state_dict())
         average.to(fabric.device)
-    hashes = None
-    if fabric.is_global_zero:
-        hashes = sketch(np.concatenate([parts.known, *(sketch_of(_blocks(source)) for source in parts.training)]))
+    hashes = _sketch(parts) if fabric.is_global_zero else None
     details = _details(config, parts)
 
     def save_best(model: Potential, line: dict[str, Any]) -> None:
@@ -312,6 +310,11 @@ def _unpack(config: RunConfig, out: Path, fabric: Any) -> None:
 
 def _elements(sources: Sequence[Source]) -> list[int]:
     return sorted({int(z) for source in sources for z in source.data.elements})
+
+
+def _sketch(parts: Parts) -> np.ndarray:
+    """Of the geometries that the model and its ancestors were trained on."""
+    return sketch(np.concatenate([parts.known, *(sketch_of(_blocks(source)) for source in parts.training)]))
 
 
 def _blocks(source: Source) -> Iterator[Block]:

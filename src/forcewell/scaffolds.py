@@ -45,7 +45,8 @@ def packed(groups: np.ndarray, fractions: Mapping[str, float], seed: int | None 
     """
     known = np.flatnonzero(groups >= 0)
     numbers, first, inverse, sizes = np.unique(groups[known], return_index=True, return_inverse=True, return_counts=True)
-    wanted = np.array(list(fractions.values())) / sum(fractions.values()) * len(known)
+    unused = 1 - sum(fractions.values())
+    wanted = np.array([*fractions.values(), *([unused] if unused > 1e-9 else [])]) * len(known)
     if seed is None:
         order, capacity = np.lexsort((first, sizes))[::-1], np.cumsum(wanted)
     else:
@@ -59,5 +60,5 @@ def packed(groups: np.ndarray, fractions: Mapping[str, float], seed: int | None 
         part_of[group] = fits[0] if len(fits) else len(wanted) - 1
         filled[part_of[group]] += sizes[group]
     part = np.full(len(groups), -1)
-    part[known] = part_of[inverse]
+    part[known] = np.where(part_of < len(fractions), part_of, -1)[inverse]
     return part

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from forcewell.errors import InputError, nearest
-from forcewell.leakage import Leak, first_rows, identifiers, leaks, molecules
+from forcewell.leakage import Leak, described, first_rows, identifiers, leaks, molecules
 from forcewell.scaffolds import packed, scaffolds
 from forcewell.store import Dataset
 
@@ -101,7 +101,7 @@ class Split:
 
     def leaks(self, dataset: Dataset, limit: int | None = None) -> list[Leak]:
         """All that its parts share; see ``leaks``."""
-        return leaks(dataset, self.parts, limit)
+        return leaks(dataset, self.parts, limit, ordered=self.method == "time")
 
     def ruled_out(self, found: Sequence[Leak]) -> list[Leak]:
         """Those leaks that a split of this method must not have."""
@@ -217,6 +217,37 @@ def leave_out(
             part[used[: round(validation * len(used))]] = 1
     settings = {"molecule": molecule, "validation": validation, "per_molecule": per_molecule, "tested": tested}
     return _held_out(part, "leave-one-out", seed, settings, dataset)
+
+
+def leave_store_out(
+    datasets: Mapping[str, Dataset],
+    left: str,
+    validation: float = 0.1,
+    seed: int = 0,
+    per_molecule: int | None = None,
+    tested: int | None = None,
+) -> dict[str, Split]:
+    """``leave_out`` where every molecule is a data set of its own: a split for each, by name.
+
+    The one left out has the part "test" alone, the others "train" and "validation". Raises InputError for an unknown name, for
+    a single data set, and where the one left out has a molecule, told by bond graph, that another one has, too.
+    """
+    if left not in datasets or len(datasets) < 2:
+        raise InputError(f"leave {left!r} out of what? give the stores of all molecules, its own among them ({', '.join(datasets)})")
+    graphs = {name: described(dataset, first_rows(dataset.molecule_codes()))[0] for name, dataset in datasets.items()}
+    splits = {}
+    for name, dataset in datasets.items():
+        if name != left and np.isin(graphs[name], graphs[left][graphs[left] != -1]).any():
+            raise InputError(f"{left} and {name} have a molecule in common (equal bond graphs): it cannot be left out and trained on")
+        order = np.random.default_rng(seed).permutation(len(dataset))[: tested if name == left else per_molecule]
+        held = round(validation * len(order))
+        parts = {"test": order} if name == left else {"train": order[held:], "validation": order[:held]}
+        if not all(map(len, parts.values())):
+            raise InputError(f"{name}: a part would be empty; change the fraction for validation ({validation})")
+        settings = {"left_out": left, "validation": validation, "per_molecule": per_molecule, "tested": tested}
+        parts = {part: np.sort(rows) for part, rows in parts.items()}
+        splits[name] = Split(parts, "leave-one-out", seed, settings, dataset.fingerprint)
+    return splits
 
 
 def by_size(dataset: Dataset, largest: int, validation: float = 0.1, seed: int = 0) -> Split:
