@@ -88,7 +88,7 @@ def test_a_split_is_checked_when_used(qm7x: Dataset, tmp_path: Path) -> None:
     row = content["parts"]["test"].pop()
     content["parts"]["train"] = sorted([*content["parts"]["train"], row])
     path.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="train and test: molecules with conformations in both: 1 .*rules out; split again"):
+    with pytest.raises(InputError, match=r"train and test: molecules with conformations in both: 1 .*rules out; split again"):
         Split.load(path, qm7x)
     content["accepted_leaks"] = [{"kind": "identifier", "parts": ["train", "test"], "number": 1}]
     path.write_text(json.dumps(content))

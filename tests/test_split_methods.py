@@ -206,5 +206,3 @@ def test_identifiers_of_one_molecule_stay_together(minima: Block, ethanol: dict[
         assert split.ruled_out(split.leaks(data)) == []
         holding = [name for name, rows in split.parts.items() if (rows >= len(alone)).any()]
         assert len(holding) == 1
-    careless = by_molecule(MemoryData([alone, ethanol["train"]]), TENTHS, seed=0, merge=False)
-    assert careless.settings["merge"] is False
