@@ -293,7 +293,7 @@ def _pretrained(out: Path, store: Path) -> dict[str, float]:
     config = out / "run.yaml"
     config.write_text(RUN.format(store=store))
     code = "from forcewell.cli import main; main()"
-    began, largest, mapped = time.perf_counter(), 0, 0
+    began, largest, mapped, busy = time.perf_counter(), 0, 0, 0.0
     process = subprocess.Popen(
         [sys.executable, "-c", code, "pretrain", str(config), "--out", str(run)],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL,
@@ -302,7 +302,7 @@ def _pretrained(out: Path, store: Path) -> dict[str, float]:
     while process.poll() is None:
         largest, mapped = max(largest, _resident(process.pid, "RssAnon")), max(mapped, _resident(process.pid, "RssFile"))
         if started is None and (run / "log.jsonl").exists() and (run / "log.jsonl").stat().st_size:
-            started = time.perf_counter() - began
+            started, busy = time.perf_counter() - began, _processor_seconds(process.pid)
         time.sleep(0.02)
     if process.returncode:
         raise SystemExit(f"forcewell pretrain ended with {process.returncode}")
@@ -310,8 +310,15 @@ def _pretrained(out: Path, store: Path) -> dict[str, float]:
         "largest_anonymous_megabytes": round(largest / 1024),
         "largest_mapped_megabytes": round(mapped / 1024),
         "seconds_until_step_0": round(started or 0.0, 1),
+        "processor_seconds_until_step_0": round(busy, 1),
         "seconds": round(time.perf_counter() - began, 1),
     }
+
+
+def _processor_seconds(process: int) -> float:
+    """User and system time of a process so far."""
+    words = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _resident(process: int, kind: str) -> int:

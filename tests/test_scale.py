@@ -178,11 +178,11 @@ def test_a_read_only_file_system(tmp_path: Path) -> None:
         pytest.skip(f"no mount namespaces here ({probe.stderr.strip()}); the test below covers it")
     done = subprocess.run([*command, sys.executable, "-c", READ, str(store.path)], capture_output=True, text=True)
     print(done.stdout, done.stderr[-500:])
-    assert done.stdout.split() == ["EROFS", "2000", "16"], done.stderr
+    assert done.stdout.split() == ["EROFS", "2000", "17"], done.stderr
     assert {file.name: (file.stat().st_mtime_ns, file.stat().st_size) for file in store.path.iterdir()} == before
     # The control: the same program outside the namespace can write.
     done = subprocess.run([sys.executable, "-c", READ, str(store.path)], capture_output=True, text=True)
-    assert done.stdout.split() == ["writable", "2000", "16"], done.stderr
+    assert done.stdout.split() == ["writable", "2000", "17"], done.stderr
 
 
 def make_split(store: Store) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +12,13 @@ import torch
 
 from forcewell.batch import Batch
 from forcewell.errors import InputError
+from forcewell.fields import ATOM_FIELDS
 from forcewell.store import Dataset, Gatherer
+from forcewell.system import Block
 
 CHUNK = 4096  # draws of a source decided at once; part of the order of samples, so it never changes
 ROWS = 1 << 20  # conformations whose cost is checked at once
+AHEAD = 2048  # samples read together: 1 MB of 17-atom molecules
 
 
 @dataclass(slots=True)
@@ -55,6 +59,7 @@ class Loader:
     used: list[int] = field(default_factory=list)
     _orders: dict[int, tuple[int, np.ndarray]] = field(default_factory=dict)
     _choices: tuple[tuple[int, int], np.ndarray] | None = None
+    _ready: deque[tuple[Batch, tuple[int, list[int]]]] = field(default_factory=deque)
     _gather: Gatherer = field(init=False)
     _levels: np.ndarray = field(init=False)
     _first_level: np.ndarray = field(init=False)
@@ -82,9 +87,22 @@ class Loader:
 
     def next(self) -> Batch:
         """The next batch, this process's share of it (never empty: every process takes part in every step)."""
-        chosen, rows, cost = self._candidates()
-        size = self._advance(chosen, cost)
-        return self._batch(chosen[:size][self.rank :: self.world], rows[:size][self.rank :: self.world])
+        if not self._ready:
+            self._ready.extend(self._ahead())
+        batch, (self.drawn, self.used) = self._ready.popleft()
+        return batch
+
+    def _ahead(self) -> list[tuple[Batch, tuple[int, list[int]]]]:
+        """Some batches, each with the position in the data after it; read together, since a shard costs as much for one row as for ten."""
+        before, samples, after = (self.drawn, self.used), [], []
+        for _ in range(max(1, AHEAD // self.batch_size)):
+            chosen, rows, cost = self._candidates()
+            size = self._advance(chosen, cost)
+            mine = np.stack([chosen[:size], rows[:size]])[:, self.rank :: self.world]
+            samples.append(mine[:, np.argsort(mine[0], kind="stable")])
+            after.append((self.drawn, self.used))
+        self.drawn, self.used = before
+        return list(zip(self._batches(samples), after, strict=True))
 
     def _advance(self, chosen: np.ndarray, cost: np.ndarray) -> int:
         """How many of the candidates fit into the batch; they count as used."""
@@ -101,6 +119,7 @@ class Loader:
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of ``state``."""
         self.drawn, self.used = int(state["drawn"]), [int(count) for count in state["used"]]
+        self._ready.clear()
 
     def _candidates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Source, row and cost in atoms of the next ``batch_size`` samples."""
@@ -147,12 +166,19 @@ class Loader:
             generator.shuffle(self._orders[s][1])
         return self._orders[s][1]
 
-    def _batch(self, chosen: np.ndarray, rows: np.ndarray) -> Batch:
-        by_source = np.argsort(chosen, kind="stable")
-        chosen, rows = chosen[by_source], rows[by_source]
+    def _batches(self, samples: Sequence[np.ndarray]) -> Iterator[Batch]:
+        """One batch for each (2, n) array of sources and rows."""
+        chosen, rows = np.concatenate(samples, axis=1)
         found = self._gather(rows, chosen, bare=True)
         level = self._levels[self._first_level[chosen] + found.level]
-        return Batch.from_block(found.block, dtype=self.dtype, level=level, source=chosen, index=rows)
+        offsets, start = found.block.offsets, 0
+        for part in samples:
+            stop = start + part.shape[1]
+            molecules, atoms = slice(start, stop), slice(offsets[start], offsets[stop])
+            arrays = {name: values[atoms if name in ATOM_FIELDS else molecules] for name, values in found.block.arrays.items()}
+            block = Block(found.block.counts[molecules], arrays)
+            yield Batch.from_block(block, dtype=self.dtype, level=level[molecules], source=part[0], index=part[1])
+            start = stop
 
 
 def _cost(source: Source, rows: np.ndarray) -> np.ndarray:

@@ -117,7 +117,7 @@ def _filled(
             filled[place] = missing
         else:
             # The indices come from the shard's own offsets; "raise" would buffer the output and take twice as long.
-            source.take(indices, axis=0, out=filled[place], mode="clip")
+            source.take(indices, 0, filled[place], "clip")
     return filled
 
 
