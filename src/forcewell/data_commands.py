@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import cyclopts
 from cyclopts import Parameter
@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from forcewell.errors import InputError, nearest
+from forcewell.split_command import pairs, split_command
 
 app = cyclopts.App(name="data", help="Import data sets into a store, look into it, check it, split it.")
 
@@ -110,7 +111,7 @@ def import_command(
     from forcewell.importing import import_source
     from forcewell.sources.mapping import as_options
 
-    options = as_options(map_, unit) | _pairs(option)
+    options = as_options(map_, unit) | pairs(option)
     done = import_source(source, paths, out, exclude=exclude, options=options, progress=True, unchecked=unchecked)
     rate = (done.kept + done.left_out - done.resumed) / max(done.seconds, 1e-9)
     print(
@@ -186,7 +187,7 @@ def check_command(
         raise InputError("nothing to check; give a store or files")
     if split and len(data) > 1:
         raise InputError("--split belongs to one data set; check that one by itself")
-    reports = check_paths(data, split, **_pairs(option))
+    reports = check_paths(data, split, **pairs(option))
     show(reports, Console(highlight=False))
     if json_file is not None:
         temporary = json_file.with_name(json_file.name + ".tmp")
@@ -199,67 +200,4 @@ def check_command(
         raise InputError(f"{len(failed)} of {len(reports)} not fit for training; {path}: {first.what}{which}")
 
 
-@app.command(name="split")
-def split_command(
-    store: Path,
-    *,
-    method: Literal["molecule", "time", "random"] = "molecule",
-    fractions: str = "0.8,0.1,0.1",
-    blocks: int = 10,
-    gap: int = 0,
-    seed: int = 0,
-    out: Path | None = None,
-) -> None:
-    """Divide a store into parts, saved as JSON that training reads (data.0.split=FILE).
-
-    Example: forcewell data split qm9.fw --method molecule --fractions 0.9,0.05,0.05 --seed 1
-
-    Parameters
-    ----------
-    store
-        A store, an extended XYZ file or an .npz file.
-    method
-        molecule: a molecule's conformations stay together. time: stretches of a trajectory. random: single conformations.
-    fractions
-        Of train, validation, test; or with names: train=0.9,holdout=0.1.
-    blocks
-        With --method time: stretches per trajectory.
-    gap
-        With --method time: frames dropped on either side of a border.
-    seed
-        Of the random choice.
-    out
-        Default: split-METHOD.json in the store, or beside the file.
-    """
-    from forcewell import split as splits
-    from forcewell.store import open_data
-
-    dataset, parts = open_data(store), _fractions(fractions)
-    if method == "time":
-        made = splits.by_time_block(dataset, parts, blocks=blocks, gap=gap, seed=seed)
-    else:
-        made = (splits.by_molecule if method == "molecule" else splits.random)(dataset, parts, seed)
-    target = out or (store if store.is_dir() else store.parent) / f"split-{method}.json"
-    made.save(target)
-    print(f"{target}: " + ", ".join(f"{name} {len(rows)}" for name, rows in made.parts.items()))
-
-
-def _pairs(words: tuple[str, ...]) -> dict[str, str]:
-    found = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise InputError(f"option {word!r} is not of the form key=value")
-        found[key] = value
-    return found
-
-
-def _fractions(text: str) -> dict[str, float] | list[float]:
-    try:
-        if "=" in text:
-            return {key: float(value) for key, value in _pairs(tuple(text.split(","))).items()}
-        return [float(word) for word in text.split(",")]
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"fractions are numbers separated by commas, such as 0.8,0.1,0.1, not {text!r}") from None
+app.command(split_command, name="split")

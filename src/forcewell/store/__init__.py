@@ -9,6 +9,7 @@ from typing import Any
 
 from forcewell.errors import InputError
 from forcewell.sources import SOURCES, layout_of
+from forcewell.store.gathering import Gatherer
 from forcewell.store.reading import Dataset, MemoryData, Store
 from forcewell.store.references import PerAtom, ReferenceFit, fit_references, reference_fits, references
 from forcewell.store.writing import StoreWriter
@@ -16,6 +17,7 @@ from forcewell.system import Block
 
 __all__ = [
     "Dataset",
+    "Gatherer",
     "MemoryData",
     "PerAtom",
     "ReferenceFit",

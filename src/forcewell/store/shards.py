@@ -33,6 +33,11 @@ class Shard:
     source: np.ndarray  # (n,) index into ``sources``
     strings: dict[str, Any]  # "molecule" and "smiles": Arrow string arrays (n,)
     properties: dict[str, np.ndarray] = field(default_factory=dict)
+    only_level: int = -1  # the level of all rows, -1 where they differ
+
+    def __post_init__(self) -> None:
+        if len(self.level) and (self.level == self.level[0]).all():
+            self.only_level = int(self.level[0])
 
 
 def missing(name: str, rows: int) -> np.ndarray:
