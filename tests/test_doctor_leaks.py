@@ -60,12 +60,12 @@ def test_the_same_geometry_in_two_parts(tmp_path: Path) -> None:
     copy.molecule = np.array([f"copy/{k}" for k in range(12)], dtype=object)
     store = stored(tmp_path, block, copy)
     findings = leaks(store, {"train": np.arange(2000), "test": np.arange(2000, 2012)})
-    same = next(finding for finding in findings if "geometry" in finding.what)
+    same = next(finding for finding in findings if "the same geometry" in finding.what)
     print(same)
     assert same.severity == "error" and same.evidence["conformations"] == 12 == same.evidence["of"]
     assert same.evidence["first"] == "2000 = 0" and sorted(same.conformations) == list(range(2000, 2010))
     # The identifiers differ, so that it is the bond graph that gives the molecules away.
-    (molecule,) = [finding for finding in findings if "the same molecule" in finding.what]
+    (molecule,) = [finding for finding in findings if "molecules in both" in finding.what]
     assert molecule.severity == "error" and "bond graph" in molecule.what
     assert not check_path(store.path).ok
 
@@ -75,7 +75,7 @@ def test_the_same_molecule_by_identifier(tmp_path: Path) -> None:
     (finding,) = [
         finding for finding in leaks(store, {"train": np.arange(1005), "test": np.arange(1005, 2000)}) if finding.severity == "error"
     ]
-    assert "by identifier" in finding.what and finding.evidence["conformations"] == 1
+    assert "molecules with conformations in both" in finding.what and finding.evidence["number"] == 1
     # A random split divides molecules on purpose: worth a note, no more.
     findings = leaks(store, split.random(store, [0.9, 0.1], 0))
     assert {finding.severity for finding in findings if "molecule" in finding.what} == {"note"}
@@ -132,7 +132,7 @@ def test_split_files_that_do_not_fit(tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
     split.Split({"train": np.arange(10), "test": np.arange(5, 20)}, "random", 0, {}, store.fingerprint).save(file)
     report = check_path(store.path, [file])
-    assert any("more than one part" in finding.what and finding.evidence["conformations"] == 5 for finding in report.findings)
+    assert any("conformations in both" in finding.what and finding.evidence["number"] == 5 for finding in report.findings)
     content = json.loads(file.read_text())
     file.write_text(json.dumps({**content, "fingerprint": "other"}))
     assert "made for other data" in check_path(store.path, [file]).findings[0].what

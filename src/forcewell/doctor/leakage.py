@@ -12,20 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from forcewell import split as splits
-from forcewell.bonds import graph_hashes
 from forcewell.doctor.duplicates import groups
 from forcewell.doctor.findings import Finding, worst
 from forcewell.doctor.scan import Facts, joined, scan
+from forcewell.leakage import WHAT, Leak, molecule_leaks
 from forcewell.store import Dataset
 from forcewell.system import Block, System, block_of
 
-MOLECULES = 100_000  # whose bond graphs are perceived, per part: about 10 s
+MOLECULES = 100_000  # whose bond graphs are perceived: about 10 s
 ROWS = 100_000  # of a part whose geometries are compared with the other parts'
 NEIGHBOURS = 200  # pairs of trajectory neighbours that are measured
 RELATED = 0.5  # neighbours in time closer than this share of the distance of random frames are one stretch of trajectory
 BORDERS = 0.02  # share of neighbours in different parts that borders between blocks of time may make
-# Methods that promise to keep a molecule's conformations together; the others split within molecules on purpose.
-WITHIN_MOLECULES = ("random", "time")
 
 
 def split_files(path: Path) -> list[Path]:
@@ -35,22 +33,26 @@ def split_files(path: Path) -> list[Path]:
 
 def leak_findings(dataset: Dataset, file: Path) -> Iterator[Finding]:
     """Findings about the split in ``file``. Raises InputError where it is none, or was made for other data."""
-    split = splits.Split.load(file, dataset)
+    split = splits.Split.load(file, dataset, leaky=True)
     rng, where = np.random.default_rng(0), str(file)
     parts = {name: rows for name, rows in split.parts.items() if len(rows)}
-    twice = sum(len(rows) for rows in parts.values()) - len(np.unique(np.concatenate(list(parts.values()))))
-    if twice:
-        yield Finding("error", "leakage", "conformations are in more than one part", where, {"conformations": twice})
-    found = [*_geometries(dataset, _sampled(parts, ROWS, rng), where)]
-    found += [*_molecules(dataset, parts, split.method in WITHIN_MOLECULES, where)]
+    shared = molecule_leaks(dataset, parts, MOLECULES)
+    wrong = split.ruled_out(shared)
+    found = [_finding(leak, "error" if leak in wrong else "note", where) for leak in shared]
+    found += [*_geometries(dataset, _sampled(parts, ROWS, rng), where)]
     found += [*_trajectories(dataset, parts, where, rng)]
     yield from found
     if max(map(len, parts.values())) > ROWS:
         said = f"geometries of {ROWS} random conformations of each part, and {MOLECULES} molecules, were compared"
         yield Finding("note", "sample", said, where, {name: len(rows) for name, rows in parts.items()})
-    if not found and not twice:
+    if not found:
         said = "no molecule, stretch of trajectory or geometry is in two parts"
         yield Finding("note", "leakage", said, where, {name: len(rows) for name, rows in parts.items()})
+
+
+def _finding(leak: Leak, severity: str, where: str) -> Finding:
+    evidence = {"parts": ", ".join(leak.parts), "number": leak.number, "first": f"{leak.rows[1]} and {leak.rows[0]}"}
+    return Finding(severity, "leakage", WHAT[leak.kind], where, evidence, (leak.rows[1],))
 
 
 def _sampled(parts: Mapping[str, np.ndarray], limit: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -84,43 +86,6 @@ def _shared(
                 "first": f"{rows[mine[0]]} = {rows[like]}",
             }
             yield Finding(severity, "leakage", said, where, evidence, worst(rows[mine], np.zeros(len(mine))))
-
-
-def _molecules(dataset: Dataset, parts: Mapping[str, np.ndarray], within: bool, where: str) -> Iterator[Finding]:
-    """By identifier, canonical SMILES and bond graph of each molecule's first conformation in a part."""
-    codes = dataset.molecule_codes()
-    first = {name: rows[np.unique(codes[rows], return_index=True)[1]][:MOLECULES] for name, rows in parts.items()}
-    rows, owner = _flat(first)
-    graph = np.concatenate([graph_hashes(dataset.block(part)) for part in np.array_split(rows, len(rows) // 4096 + 1)])
-    severity = "note" if within else "error"
-    by = {"identifier": codes[rows], "bond graph": graph, "canonical SMILES": _canonical(dataset, rows)}
-    for name, code in by.items():
-        if code is not None:
-            found = list(_shared(code, owner, rows, list(parts), where, severity, f"the same molecule, by {name}, is in two parts"))
-            yield from found
-            if found:
-                return  # the others would repeat it
-
-
-def _canonical(dataset: Dataset, rows: np.ndarray) -> np.ndarray | None:
-    """(k,) codes of canonical SMILES without atom maps; None without RDKit or SMILES. Unknown ones are all different."""
-    smiles = np.concatenate([np.asarray(dataset.block(part).smiles) for part in np.array_split(rows, len(rows) // 4096 + 1)])
-    if not (smiles != "").any():
-        return None
-    try:
-        from rdkit import Chem, rdBase
-    except ImportError:
-        return None
-    known: dict[str, str] = {}
-    with rdBase.BlockLogs():
-        for text in set(smiles) - {""}:
-            molecule = Chem.MolFromSmiles(text)
-            if molecule is not None:
-                for atom in molecule.GetAtoms():
-                    atom.SetAtomMapNum(0)
-                known[text] = Chem.MolToSmiles(Chem.RemoveHs(molecule))
-    names = np.array([known.get(text, f"unknown {k}") for k, text in enumerate(smiles)])
-    return np.unique(names, return_inverse=True)[1].reshape(-1)
 
 
 def _trajectories(dataset: Dataset, parts: Mapping[str, np.ndarray], where: str, rng: np.random.Generator) -> Iterator[Finding]:
