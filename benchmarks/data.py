@@ -248,10 +248,10 @@ def resume(out: Path) -> dict[str, object]:
 
 def large(out: Path, conformations: int, keep: bool) -> dict[str, object]:
     """Opening, sampling and training on a store of many conformations."""
-    began = time.process_time(), time.perf_counter()
-    path = out / "large.fw"
+    began, path = (time.process_time(), time.perf_counter()), out / "large.fw"
+    new = not path.exists()
     made_store(path, conformations)
-    found: dict[str, object] = {"written": _rates(conformations, *began)}
+    found: dict[str, object] = {"written": _rates(conformations, *began)} if new else {}
     began_wall = time.perf_counter()
     store = Store(path)
     size = len(store)

@@ -82,7 +82,7 @@ class Split:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["format"] != "forcewell-split" or content["version"] != 1:
                 raise KeyError("format")
-            parts = {name: np.array(rows, dtype=np.int64) for name, rows in content["parts"].items()}
+            parts = {name: np.unique(np.array(rows, dtype=np.int64)) for name, rows in content["parts"].items()}
             split = cls(parts, content["method"], content["seed"], content["settings"], content["fingerprint"])
             accepted = {(item["kind"], *item["parts"]) for item in content.get("accepted_leaks", [])}
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -140,7 +140,7 @@ def _import_left_out(dataset: Dataset, molecules: Sequence[str]) -> bool:
 
 def _benchmark_rows(dataset: Dataset) -> np.ndarray:
     """(len(dataset),) True for conformations of a benchmark molecule, judged by each molecule's first one."""
-    codes = dataset.molecule_codes()
+    codes = leakage.identified(dataset)
     first = leakage.first_rows(codes)
     names = bonds.resolve("benchmark")
     found = [bonds.excluded(dataset.block(rows), names) for rows in np.array_split(first, len(first) // 4096 + 1)]

@@ -52,7 +52,11 @@ def empty_shard() -> Shard:
 
 def verify(file: Path, expected: str) -> None:
     if sha256(file) != expected:
-        raise InputError(f"{file} is damaged: its SHA-256 is not the one in the manifest; import the data again or restore the file")
+        raise damaged(file)
+
+
+def damaged(file: Path) -> InputError:
+    return InputError(f"{file} is damaged: its SHA-256 is not the one in the manifest; import the data again or restore the file")
 
 
 def sha256(file: Path) -> str:
