@@ -93,6 +93,21 @@ def _cell_list(batch: Batch, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
     return stacked[0], stacked[1], stacked[2].to(dtype)
 
 
+def periodic_pairs(batch: Batch, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
+    """First and second atom (P,) int32 and lattice offset of the second (P, 3) float64 Å of every pair closer than
+    ``cutoff``, each pair once, sorted by the first atom. An atom pairs with its own images, too."""
+    with torch.no_grad():
+        second, first, shifts = _cell_list(batch, cutoff)
+        keep = _within(second, first, shifts, batch, cutoff, 0.0)
+        second, first, shifts = second[keep], first[keep], shifts[keep]
+        # Of an atom and its images, the half whose first non-zero shift is positive.
+        sign = (shifts.double() * torch.tensor([2.0**40, 2.0**20, 1.0], dtype=torch.float64)).sum(1)
+        once = (first < second) | ((first == second) & (sign > 0))
+        first, second, shifts = first[once], second[once], shifts[once].double()
+        offsets = torch.einsum("pa,pab->pb", shifts, batch.cell.double()[batch.molecule[first]])
+    return first.int(), second.int(), offsets.contiguous()
+
+
 def _within(sender: Tensor, receiver: Tensor, shifts: Tensor | None, batch: Batch, cutoff: float, lower: float) -> Tensor:
     """Places (kept,) of the candidate pairs whose distance is in range."""
     vectors = batch.positions[sender] - batch.positions[receiver]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from forcewell.batch import Batch
 from forcewell.errors import InputError, nearest
+from forcewell.fused import INSTRUCTIONS, Fused, library, width
 from forcewell.nn import Features, encoder
 from forcewell.nn.heads import ENERGY_HEADS, NOISE_HEADS, Displacement, GradientNoise, read_out
 from forcewell.system import System, block_of
@@ -66,6 +67,7 @@ class Potential(nn.Module):
         self.references = {level: np.zeros(ELEMENTS) for level in self.levels}
         self.references |= {level: np.asarray(values, dtype=np.float64) for level, values in (references or {}).items()}
         self.elements = tuple(sorted(elements))
+        self._fused: Fused | None = None
 
     @property
     def cutoff(self) -> float:
@@ -95,6 +97,10 @@ class Potential(nn.Module):
             raise InputError("this potential has no noise head; set model.head.noise to true before pre-training")
         gradient_noise = noise and isinstance(self.noise_head, GradientNoise)
         differentiate = forces or stress or gradient_noise
+        kernels = self._kernels(batch) if forces and not stress and not noise else None
+        if kernels is not None:
+            atomic, found = kernels(batch, create_graph and torch.is_grad_enabled())
+            return Prediction(atomic.new_zeros(len(batch)).index_add(0, batch.molecule, atomic), found)
         with torch.enable_grad() if differentiate else torch.set_grad_enabled(torch.is_grad_enabled()):
             positions, cell, strain = batch.positions.detach(), batch.cell, None
             if forces or gradient_noise:
@@ -114,6 +120,27 @@ class Potential(nn.Module):
         if not torch.is_grad_enabled() and not create_graph:
             prediction.energy = prediction.energy.detach()
         return prediction
+
+    def _kernels(self, batch: Batch) -> Fused | None:
+        """Compiled kernels that give this batch's energy and forces, if there are any."""
+        if batch.positions.dtype != torch.float32 or batch.positions.device.type != "cpu" or self.dtype != torch.float32:
+            return None
+        if self._fused is None:
+            lanes = width(self.encoder, self.head)
+            if lanes == 0:
+                return None
+            self._fused = Fused(self.encoder, self.head, lanes)  # type: ignore[arg-type]
+        return self._fused
+
+    @property
+    def path(self) -> str:
+        """How energies and forces are computed here, in words for the user."""
+        if self.device.type != "cpu" or self.dtype != torch.float32:
+            return f"PyTorch on {self.device.type}, {str(self.dtype).removeprefix('torch.')}"
+        if library() is None:
+            return "PyTorch on cpu, float32 (no compiled kernels: the package was installed without a C++ compiler)"
+        lanes = width(self.encoder, self.head)
+        return f"compiled kernels, {INSTRUCTIONS[lanes]}" if lanes else "PyTorch on cpu, float32 (no compiled kernels for this model)"
 
     def _noise(self, features: Features, positions: Tensor, create_graph: bool) -> Tensor:
         """(N, 3): what the noise head says, by its own kind."""

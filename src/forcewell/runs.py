@@ -149,11 +149,10 @@ def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) 
     settings, optimiser = config.training, config.optimiser
     average = potential
     if optimiser.average is not None:
-        average = Potential(potential.config, levels=potential.levels, references=potential.references, elements=potential.elements).to(
-            dtype
-        )
-        average.load_state_dict(potential.state_dict())
-        average.to(fabric.device)
+        average = Potential(potential.config, levels=potential.levels, references=potential.references, elements=potential.elements)
+        average.to(fabric.device, dtype).load_state_dict(potential.state_dict())
+    if fabric.is_global_zero:
+        say(f"energies and forces by {potential.to(fabric.device).path}")
     hashes = sketch(np.concatenate([parts.known, *(_hashes(source) for source in parts.training)])) if fabric.is_global_zero else None
     details = _details(config, parts)
 

@@ -53,6 +53,7 @@ class EquivariantTransformer(Encoder):
         if channels % heads:
             raise InputError(f"equivariant-transformer: channels ({channels}) must be a multiple of heads ({heads})")
         self.lower_cutoff = lower_cutoff
+        self.smooth_cutoff = smooth_cutoff
         self.basis = ExponentialNormalBasis(radial, cutoff, lower_cutoff, trainable_radial)
         self.neighbour_embedding = nn.Embedding(self.rows, channels)
         self.neighbour_filter = nn.Linear(radial, channels)
