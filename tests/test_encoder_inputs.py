@@ -109,7 +109,7 @@ def test_fine_tuning_keeps_each_level_its_vector() -> None:
     assert torch.equal(new[0], old[1]) and torch.equal(new[2], old[0]) and torch.allclose(new[1], old.mean(0))
 
 
-@pytest.mark.parametrize("name", ["equivariant-transformer", "schnet", "egnn"])
+@pytest.mark.parametrize("name", ["equivariant-transformer", "schnet", "egnn", "se3-transformer"])
 def test_classes_of_element_and_charge(name: str) -> None:
     model = noisy(name, classes="wang")
     batch = batch_of("methanol")

@@ -2,6 +2,7 @@
 
 import copy
 from importlib import resources
+from typing import Any
 
 import ase.build
 import numpy as np
@@ -18,15 +19,16 @@ SIZES = [
     {"channels": 64, "layers": 3, "heads": 4, "radial": 32},
     {"channels": 32, "layers": 1, "heads": 2, "radial": 16},
     {"channels": 256, "layers": 2, "heads": 8, "radial": 64, "conditions": 1},
+    {"channels": 48, "layers": 2, "heads": 3, "radial": 16, "electronic": True, "levels": 2, "classes": "wang"},
 ]
 
 
-def random_potential(**sizes: int) -> Potential:
+def random_potential(**sizes: Any) -> Potential:
     torch.manual_seed(1)
     potential = Potential({"encoder": {"name": "equivariant-transformer", **sizes}})
     with torch.no_grad():
         for parameter in potential.parameters():
-            if parameter.dim() == 1 or parameter is potential.encoder.tokens:  # biases and norms that do nothing would hide mistakes
+            if parameter.dim() == 1 or not parameter.any():  # biases, tokens and norms that do nothing would hide mistakes
                 parameter += 0.2 * torch.randn_like(parameter)
     return potential
 
@@ -75,10 +77,11 @@ def test_kernels_are_built() -> None:
 @pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: str(sizes["channels"]))
 @pytest.mark.parametrize("kind", ["molecules", "crystals"])
 def test_equal_to_pytorch(
-    kind: str, sizes: dict[str, int], lanes: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    kind: str, sizes: dict[str, Any], lanes: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch: Batch = request.getfixturevalue(kind)
     batch.condition = torch.arange(len(batch)) % 2 if sizes.get("conditions") else torch.zeros_like(batch.condition)
+    batch.charge, batch.level = torch.arange(len(batch)) % 3 - 1, torch.arange(len(batch)) % 2  # read by those that have them
     potential = random_potential(**sizes)
     exact = in_float64(potential)
     if not use(potential, lanes):

@@ -254,7 +254,7 @@ def _explain(error: ValidationError) -> str:
         known = sorted(k.rsplit(".", 1)[-1] for k in keys if k.rpartition(".")[0] == _plain(path).rpartition(".")[0])
         return f"unknown key {path!r}" + (f"; did you mean {close[0]!r}?" if close else "") + f" (known here: {', '.join(known)})"
     if first["type"] == "value_error":  # ours, and a whole sentence
-        return f"{path}: {first['ctx']['error']}"
+        return f"{path}: {first.get('ctx', {}).get('error', first['msg'])}"
     if first["type"] == "missing":
         return f"the key {path!r} is missing"
     return f"{path}: {first['msg'][0].lower() + first['msg'][1:]}, got {first['input']!r}"

@@ -44,6 +44,8 @@ def width(encoder: nn.Module, head: nn.Module, most: int = 16) -> int:
     published = not encoder.smooth_cutoff or encoder.vector_norm is not None
     if not encoder.layers or published or encoder.lower_cutoff > 0 or isinstance(encoder.basis.means, nn.Parameter):
         return 0
+    if encoder.vector_norm is not None:
+        return 0
     return int(found.forcewell_width((_LONG * 4)(*_sizes(encoder)), _LONG(most)))
 
 

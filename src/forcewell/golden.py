@@ -7,6 +7,7 @@ published code (``reference``) and its hyperparameters. ``MODELS`` has a functio
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Callable
@@ -20,10 +21,11 @@ from torch import Tensor
 
 from forcewell.batch import Batch
 from forcewell.errors import InputError
-from forcewell.nn import egnn, equivariant_transformer, heads, schnet
+from forcewell.nn import egnn, equivariant_transformer, gemnet, heads, schnet, se3_transformer
 from forcewell.nn.embedding import WANG_CLASSES
 from forcewell.potential import Potential
 from forcewell.system import Block
+from forcewell.torch_file import read_torch_file
 
 COMPARED = ("energy", "forces", "encoder_x", "encoder_v", "noise_pred")
 
@@ -47,6 +49,8 @@ def compare(path: Path) -> dict[str, float]:
     Values stored as NaN are not defined and are left out. Raises InputError for a file of another layout or model.
     """
     description, arrays = _read(path)
+    if not any(name.startswith("param/") for name in arrays):
+        arrays |= _checkpoint(description, path)
     reference = str(description.get("reference", ""))
     build = next((function for name, function in MODELS.items() if name in reference), None)
     if build is None:
@@ -93,6 +97,15 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not a readable golden file ({error})") from None
     return described, arrays
+
+
+def _checkpoint(description: dict[str, Any], path: Path) -> dict[str, np.ndarray]:
+    """The parameters from the published checkpoint, which has the SHA-256 that the file names and lies beside it."""
+    wanted = description.get("checkpoint_sha256")
+    for file in sorted(path.parent.glob("*.pth")):
+        if hashlib.sha256(file.read_bytes()).hexdigest() == wanted:
+            return {f"param/{name}": value.double().numpy() for name, value in read_torch_file(file).items()}
+    raise InputError(f"{path} has no parameters, and no .pth file with the SHA-256 {wanted} lies beside it")
 
 
 def _parameters(arrays: dict[str, np.ndarray], prefix: str = "") -> dict[str, Tensor]:
@@ -194,6 +207,63 @@ def _egnn(given: dict[str, Any], arrays: dict[str, np.ndarray]) -> Published:
     return Published(potential, more=layers)
 
 
+def _gemnet(given: dict[str, Any], arrays: dict[str, np.ndarray]) -> Published:
+    """GemNet-T of TUM's gemnet_pytorch (spherical Bessel basis) and of MDsim (Gaussians)."""
+    settings = {
+        "name": "gemnet-t",
+        "channels": given["emb_size_edge"],
+        "layers": given["num_blocks"],
+        "radial": given["num_radial"],
+        "cutoff": given["cutoff"],
+        "triplet_channels": given["emb_size_trip"],
+        "basis_channels": given["emb_size_cbf"],
+        "basis": given.get("rbf", {"name": "bessel"})["name"],
+        "envelope_exponent": given["envelope_exponent"] if "envelope_exponent" in given else given["envelope"]["exponent"],
+        "elements": len(arrays["param/atom_emb.embeddings.weight"]) + 1,
+    }
+    potential = Potential({"encoder": settings}).double()
+    potential.encoder.load_state_dict(gemnet.from_published(_parameters(arrays)))
+
+    def blocks(batch: Batch) -> dict[str, Tensor]:
+        features = potential.encoder(batch, layers=True)
+        energies = {f"out{k}_E": column for k, column in enumerate(features.energies.unbind(1))}
+        scalars = {f"int{k}_h": h for k, h in enumerate(features.layers)}
+        return {"atomic_energy": potential.head(features), **energies, **scalars}
+
+    return Published(potential, more=blocks)
+
+
+def _se3_transformer(given: dict[str, Any], arrays: dict[str, np.ndarray]) -> Published:
+    settings = {
+        "name": "se3-transformer",
+        "channels": given["num_channels"] * given["num_degrees"],
+        "layers": given["num_layers"],
+        "heads": given["n_heads"],
+        "degrees": given["num_degrees"],
+        "divisor": given["div"],
+        "cutoff": given["cutoff"],
+        "classes": "wang",
+        "published": True,
+        "truncated_gradient": True,
+    }
+    potential = Potential({"encoder": settings, "head": {"energy": "mean-pooled"}}).double()
+    encoder = potential.encoder
+    assert isinstance(encoder, se3_transformer.SE3Transformer)
+    matrices = {name.removeprefix("Q/"): value for name, value in arrays.items() if name.startswith("Q/")}
+    encoder.load_state_dict(se3_transformer.from_published(_parameters(arrays), encoder, matrices))
+    potential.head.load_state_dict(heads.from_perceptron(_parameters(arrays, "FCblock.")))
+
+    def more(batch: Batch) -> dict[str, Tensor]:
+        encoder.truncated_gradient = False
+        with torch.enable_grad():
+            full = potential(batch).forces
+        encoder.truncated_gradient = True
+        kept = encoder(batch, layers=True).layers
+        return {"forces_full_gradient": full} | {f"block{2 * k + 1}_deg0": scalars for k, scalars in enumerate(kept or ())}
+
+    return Published(potential, more=more)
+
+
 # By a part of the reference that a file names; each function builds that model in its published form.
 MODELS: dict[str, Callable[[dict[str, Any], dict[str, np.ndarray]], Published]] = {
     "torchmd/torchmd-net": _torchmd,
@@ -201,6 +271,9 @@ MODELS: dict[str, Callable[[dict[str, Any], dict[str, np.ndarray]], Published]] 
     "Denoise-Pretrain-ML-Potential models/torchmdnet": _wang_transformer,
     "Denoise-Pretrain-ML-Potential models/schnet": _schnet,
     "Denoise-Pretrain-ML-Potential models/egnn": _egnn,
+    "gemnet_pytorch": _gemnet,
+    "MDsim mdsim/models/gemnet": _gemnet,
+    "Denoise-Pretrain-ML-Potential models/se3transformer": _se3_transformer,
 }
 
 

@@ -28,6 +28,7 @@ class Neighbours:
     vectors: Tensor  # (N, K, 3) Å, from the atom to its neighbour
     distances: Tensor  # (N, K) Å
     mask: Tensor  # (N, K) 1.0 or 0.0
+    images: Tensor | None = None  # (N, K, 3) lattice shifts of the neighbours; None where nothing is periodic
 
 
 def neighbours(batch: Batch, cutoff: float, lower: float = 0.0) -> Neighbours:
@@ -53,11 +54,12 @@ def neighbours(batch: Batch, cutoff: float, lower: float = 0.0) -> Neighbours:
     # index_select, not advanced indexing: its backward (index_add) sums in a fixed order on the CPU, which
     # bit-identical resuming needs.
     vectors = batch.positions.index_select(0, padded.reshape(-1)).reshape(N, K, 3) - batch.positions[:, None] + offset
+    images = None
     if shifts is not None:
         images = batch.positions.new_zeros(N, K, 3)
         images[receiver, place] = shifts[keep]
         vectors = vectors + torch.einsum("nka,nab->nkb", images, batch.cell.index_select(0, batch.molecule))
-    return Neighbours(padded, vectors, torch.linalg.vector_norm(vectors, dim=2), mask)
+    return Neighbours(padded, vectors, torch.linalg.vector_norm(vectors, dim=2), mask, images)
 
 
 def _all_pairs(batch: Batch) -> tuple[Tensor, Tensor]:

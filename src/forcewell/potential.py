@@ -41,7 +41,8 @@ class Potential(nn.Module):
     Without "energy" the head is the encoder's own default, size-extensive; "noise" True is the encoder's default noise
     head, False (the default) none (kinds: nn/heads.py).
     levels: names of the levels of theory it was trained on, the last fine-tuned one last. references: per level,
-    (119,) float64 eV by atomic number; they are outside the network, so float32 never sees a total energy.
+    (119,) float64 eV by atomic number; they are outside the network, so float32 never sees a total energy. Entry 0, which
+    is no element, is added once per molecule (zero but for converted models that have such a constant).
     elements: atomic numbers met in training.
     """
 
@@ -121,6 +122,16 @@ class Potential(nn.Module):
             prediction.energy = prediction.energy.detach()
         return prediction
 
+    def _noise(self, features: Features, positions: Tensor, create_graph: bool) -> Tensor:
+        """(N, 3): what the noise head says, by its own kind."""
+        head = self.noise_head
+        assert head is not None
+        if isinstance(head, GradientNoise):
+            # The graph is kept for the energy, which shares the encoder.
+            pseudo = head(features).sum()
+            return -torch.autograd.grad(pseudo, positions, create_graph=create_graph, retain_graph=True, materialize_grads=True)[0]
+        return head(features, positions) if isinstance(head, Displacement) else head(features)
+
     def _kernels(self, batch: Batch) -> Fused | None:
         """Compiled kernels that give this batch's energy and forces, if there are any."""
         if batch.positions.dtype != torch.float32 or batch.positions.device.type != "cpu" or self.dtype != torch.float32:
@@ -141,16 +152,6 @@ class Potential(nn.Module):
             return "PyTorch on cpu, float32 (no compiled kernels: the package was installed without a C++ compiler)"
         lanes = width(self.encoder, self.head)
         return f"compiled kernels, {INSTRUCTIONS[lanes]}" if lanes else "PyTorch on cpu, float32 (no compiled kernels for this model)"
-
-    def _noise(self, features: Features, positions: Tensor, create_graph: bool) -> Tensor:
-        """(N, 3): what the noise head says, by its own kind."""
-        head = self.noise_head
-        assert head is not None
-        if isinstance(head, GradientNoise):
-            # The graph is kept for the energy, which shares the encoder.
-            pseudo = head(features).sum()
-            return -torch.autograd.grad(pseudo, positions, create_graph=create_graph, retain_graph=True, materialize_grads=True)[0]
-        return head(features, positions) if isinstance(head, Displacement) else head(features)
 
     def _differentiate(
         self, prediction: Prediction, positions: Tensor | None, strain: Tensor | None, batch: Batch, create_graph: bool
@@ -176,7 +177,7 @@ class Potential(nn.Module):
             return batch.targets.energy.new_zeros(len(batch))
         table = torch.from_numpy(np.stack([self.references[level] for level in self.levels])).to(batch.numbers.device)
         atomic = table[batch.level.index_select(0, batch.molecule), batch.numbers]
-        return atomic.new_zeros(len(batch)).index_add(0, batch.molecule, atomic)
+        return table[batch.level, 0].index_add(0, batch.molecule, atomic)
 
     def total_energy(self, prediction: Prediction, batch: Batch) -> Tensor:
         """(M,) float64 eV, reference energies included."""

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from forcewell.overlap import geometry_hashes, overlap, sketch
 from forcewell.potential import Potential
 from forcewell.references import correct
 from forcewell.runstate import has_state
+from forcewell.scales import fit_scales
 from forcewell.train import Trainer, train
 from forcewell.training_data import bundled, gather
 
@@ -53,16 +55,43 @@ def pretrain(config: RunConfig, out: Path, resume: bool = False) -> Path:
         objectives, training, validation, levels = gather(
             config, out / "data", exclude=config.exclude or "benchmark", quiet=not fabric.is_global_zero
         )
-        encoder = config.model.encoder.model_dump()
-        encoder["conditions"] = int(any(getattr(objective, "conditioned", False) for objective in objectives))
-        encoder["levels"] = max(encoder["levels"], len(levels)) if encoder["levels"] else 0
-        heaviest = max(_elements([*training, *validation]))
-        if heaviest >= encoder["elements"]:
-            raise InputError(f"model.encoder.elements is {encoder['elements']}: it must be above the data's atomic number {heaviest}")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            potential = Potential({"encoder": encoder, "head": config.model.head.model_dump()}, levels=levels, elements=_elements(training))
+        potential = _fresh(config, objectives, training, validation, levels)
+        if not begun:
+            fit_scales(potential, training, config.seed, quiet=not fabric.is_global_zero)
         return _run(config, out, begun, fabric, Parts(potential, training, validation, objectives, [], np.zeros(0, dtype=np.uint64)))
+
+
+def fitted(config: RunConfig, out: Path) -> dict[str, float]:
+    """Writes the untrained GemNet-T of a pre-training configuration, scale factors fitted to its data, as a model file.
+
+    ``pretrain`` does this by itself. Returns the factors by name. Raises InputError for another encoder, unusable data,
+    or an existing ``out``.
+    """
+    if out.exists():
+        raise InputError(f"{out} exists; use another --out")
+    if config.model.encoder.name != "gemnet-t":
+        raise InputError(f"model.encoder.name is {config.model.encoder.name}: only gemnet-t has scale factors to fit")
+    with tempfile.TemporaryDirectory() as folder:
+        objectives, training, validation, levels = gather(config, Path(folder), exclude=config.exclude or "benchmark")
+        potential = _fresh(config, objectives, training, validation, levels)
+        factors = fit_scales(potential, training, config.seed)
+        save_model(out, potential, **_details(config, Parts(potential, training, validation, objectives, [], np.zeros(0, dtype=np.uint64))))
+    return factors
+
+
+def _fresh(
+    config: RunConfig, objectives: Sequence[Objective], training: Sequence[Source], validation: Sequence[Source], levels: Sequence[str]
+) -> Potential:
+    """An untrained potential. Raises InputError for data with elements that its encoder cannot embed."""
+    encoder = config.model.encoder.model_dump()
+    encoder["conditions"] = int(any(getattr(objective, "conditioned", False) for objective in objectives))
+    encoder["levels"] = max(encoder["levels"], len(levels)) if encoder["levels"] else 0
+    heaviest = max(_elements([*training, *validation]))
+    if heaviest >= encoder["elements"]:
+        raise InputError(f"model.encoder.elements is {encoder['elements']}: it must be above the data's atomic number {heaviest}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return Potential({"encoder": encoder, "head": config.model.head.model_dump()}, levels=levels, elements=_elements(training))
 
 
 def finetune(config: RunConfig, model: Path, out: Path, resume: bool = False) -> Path:

@@ -39,7 +39,7 @@ MOLECULES: dict[str, tuple[list[int], list[list[float]]]] = {
 }
 SEVERAL = tuple(name for name in MOLECULES if name != "one atom")
 # Sizes of the models that are checked; an encoder takes those of the settings that it has.
-SMALL = {"channels": 32, "layers": 2, "heads": 4, "radial": 16, "filters": 24, "elements": 20}
+SMALL = {"channels": 32, "layers": 2, "heads": 4, "divisor": 2, "radial": 16, "filters": 24, "elements": 20}
 # Largest error allowed, in float64 and in the unit of the quantity (eV, eV/Å). Random models with energies and
 # forces of order one reach 1e-13 for exact symmetries and 1e-9 for finite differences.
 EXACT, DIFFERENCE = 1e-10, 1e-8
@@ -107,7 +107,8 @@ def _symmetries(model: Potential) -> list[Check]:
     rotation, _ = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64))
     if torch.linalg.det(rotation) < 0:
         rotation[:, 0] *= -1
-    order = torch.cat([torch.flip(atoms, [0]) for atoms in torch.arange(len(batch.numbers)).split(batch.counts.tolist())])
+    molecules = torch.arange(len(batch.numbers)).split(batch.counts.tolist())
+    order = torch.cat([atoms[torch.randperm(len(atoms), generator=generator)] for atoms in molecules])
     unit, every = torch.eye(3, dtype=torch.float64), torch.arange(len(order))
     checks = []
     for name, matrix, shift, rows in (
@@ -240,10 +241,11 @@ def _training_gradient(model: Potential, name: str, batch: Batch) -> Check:
             parameters[key].data.copy_(value + distance * direction[key])
         return (model(batch).forces ** 2).sum()
 
-    numeric = _derivative(loss, 1e-5)
+    numeric = _derivative(loss, 1e-6)  # softened norms of linear molecules bend within 1e-5: then an error of 1e-3
     loss(0.0)
     exact = torch.stack([(gradients[key] * direction[key]).sum() for key in direction]).sum()
-    return Check(f"{name}second derivatives: finite differences, relative", float((exact - numeric).abs() / exact.abs()), 1e-5)
+    size = torch.stack([(gradient**2).sum() for gradient in gradients.values()]).sum().sqrt()  # of what is differentiated, typically
+    return Check(f"{name}second derivatives: finite differences, relative", float((exact - numeric).abs() / size), 1e-6)
 
 
 def _cells() -> dict[str, Batch]:

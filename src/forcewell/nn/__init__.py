@@ -9,13 +9,17 @@ from forcewell.nn.egnn import EGNN
 from forcewell.nn.embedding import Encoder
 from forcewell.nn.equivariant_transformer import EquivariantTransformer
 from forcewell.nn.features import Features
+from forcewell.nn.gemnet import GemNetT
 from forcewell.nn.heads import EquivariantScalar, EquivariantVector
 from forcewell.nn.schnet import SchNet
+from forcewell.nn.se3_transformer import SE3Transformer
 
 ENCODERS: dict[str, type[Encoder]] = {
     "equivariant-transformer": EquivariantTransformer,
     "schnet": SchNet,
     "egnn": EGNN,
+    "gemnet-t": GemNetT,
+    "se3-transformer": SE3Transformer,
 }
 
 __all__ = [
@@ -26,6 +30,8 @@ __all__ = [
     "EquivariantTransformer",
     "EquivariantVector",
     "Features",
+    "GemNetT",
+    "SE3Transformer",
     "SchNet",
     "encoder",
     "encoder_settings",

@@ -55,7 +55,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.channels, self.cutoff, self.elements, self.classes, self.conditions = channels, cutoff, elements, classes, conditions
         self.rows = elements if classes == "elements" else len(WANG_CLASSES)
-        self.embedding = nn.Embedding(self.rows, channels)
+        self.embedding: nn.Module = nn.Embedding(self.rows, channels)
         self.tokens: Tensor | None
         self.register_parameter("tokens", nn.Parameter(torch.zeros(conditions, channels)) if conditions else None)
         self.electronic = Electronic(channels) if electronic else None
@@ -86,6 +86,19 @@ class Encoder(nn.Module):
         if self.levels is not None:
             x = x + embedding(batch.level, self.levels).index_select(0, batch.molecule)
         return x
+
+
+class OneHot(nn.Module):
+    """Rows (N,) -> (N, rows): an embedding that learns nothing."""
+
+    table: Tensor
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.eye(rows), persistent=False)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return embedding(rows, self.table)
 
 
 class Electronic(nn.Module):

@@ -52,8 +52,7 @@ class EquivariantTransformer(Encoder):
         super().__init__(channels, cutoff, **inputs)
         if channels % heads:
             raise InputError(f"equivariant-transformer: channels ({channels}) must be a multiple of heads ({heads})")
-        self.lower_cutoff = lower_cutoff
-        self.smooth_cutoff = smooth_cutoff
+        self.lower_cutoff, self.smooth_cutoff = lower_cutoff, smooth_cutoff
         self.basis = ExponentialNormalBasis(radial, cutoff, lower_cutoff, trainable_radial)
         self.neighbour_embedding = nn.Embedding(self.rows, channels)
         self.neighbour_filter = nn.Linear(radial, channels)

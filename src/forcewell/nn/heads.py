@@ -94,6 +94,25 @@ class EquivariantVector(EquivariantHead):
         return self._read(features)[1]
 
 
+# The published heads do not soften norms at all. With 1e-8 energies are theirs to 1e-11 (with the default 1e-4, to 1e-5),
+# and derivatives stay finite, if large, where a vector is zero.
+SHARP = 1e-8
+
+
+class SharpScalar(EquivariantScalar):
+    """``EquivariantScalar`` with norms as sharp as the published ones, for published weights."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, SHARP)
+
+
+class SharpVector(EquivariantVector):
+    """``EquivariantVector`` with norms as sharp as the published ones, for published weights."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, SHARP)
+
+
 class AtomEnergy(AtomicEnergies):
     """An energy for each atom from its scalars by two layers C -> C -> 1. Parameters as in ``PooledEnergy``."""
 
@@ -131,6 +150,15 @@ class PooledEnergy(nn.Module):
     def energies(self, features: Features, batch: Batch) -> Tensor:
         """(M,) eV."""
         return self.out(silu(self.hidden(sum_atoms(features.scalars, batch))))[:, 0]
+
+
+class MeanPooledEnergy(PooledEnergy):
+    """The same of the mean over atoms, with ReLU: the read-out of their SE(3)-Transformer. For published weights only."""
+
+    def energies(self, features: Features, batch: Batch) -> Tensor:
+        """(M,) eV."""
+        mean = sum_atoms(features.scalars, batch) / batch.counts.clamp_min(1)[:, None]
+        return self.out(torch.relu(self.hidden(mean)))[:, 0]
 
 
 class OwnEnergies(AtomicEnergies):
@@ -173,12 +201,19 @@ def _perceptron(channels: int, hidden: int) -> tuple[nn.Linear, nn.Linear]:
 
 ENERGY_HEADS: dict[str, Callable[[int], nn.Module]] = {
     "equivariant": EquivariantScalar,
+    "published-equivariant": SharpScalar,
     "per-atom": AtomEnergy,
     "schnet": SchNetEnergy,
     "pooled": PooledEnergy,
+    "mean-pooled": MeanPooledEnergy,
     "own": OwnEnergies,
 }
-NOISE_HEADS: dict[str, Callable[[int], nn.Module]] = {"vectors": EquivariantVector, "coordinates": Displacement, "gradient": GradientNoise}
+NOISE_HEADS: dict[str, Callable[[int], nn.Module]] = {
+    "vectors": EquivariantVector,
+    "published-vectors": SharpVector,
+    "coordinates": Displacement,
+    "gradient": GradientNoise,
+}
 
 
 def read_out(encoder: Encoder, kind: str, heads: Mapping[str, Callable[[int], nn.Module]]) -> nn.Module:
