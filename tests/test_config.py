@@ -86,7 +86,7 @@ def test_encoder_defaults_are_the_constructors(name: str) -> None:
     given = load_config("quickstart", [f"model.encoder={name}"]).model.encoder.model_dump()
     assert given.pop("name") == name
     settings = encoder_settings(name)
-    assert settings.pop("conditions") == (int, 0)  # decided by the objectives
+    assert settings.pop("conditions") == (int, 0) and settings.pop("given_forces") == (bool, False)  # decided by the objectives
     assert given == {key: default for key, (_, default) in settings.items()}
 
 

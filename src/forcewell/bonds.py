@@ -50,11 +50,11 @@ HYDROGENS = {
 
 
 @lru_cache
-def _radii() -> np.ndarray:
+def covalent_radii() -> np.ndarray:
     """(119,) Å: covalent radii of Cordero et al., Dalton Trans. 2832 (2008), as ASE tabulates them."""
-    from ase.data import covalent_radii
+    from ase.data import covalent_radii as tabulated
 
-    return np.asarray(covalent_radii[:119])
+    return np.asarray(tabulated[:119])
 
 
 def bonds(block: Block, tolerance: float = TOLERANCE) -> np.ndarray:
@@ -62,7 +62,7 @@ def bonds(block: Block, tolerance: float = TOLERANCE) -> np.ndarray:
 
     Vectorised over conformations with the same number of atoms; memory is bounded.
     """
-    radii, offsets = _radii(), block.offsets
+    radii, offsets = covalent_radii(), block.offsets
     found = [np.zeros((0, 2), dtype=np.int64)]
     for count in np.unique(block.counts[block.counts > 1]):
         rows = np.flatnonzero(block.counts == count)

@@ -25,8 +25,8 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-# Not a user's to set: the objectives of a run decide how many conditioning tokens it needs.
-_DECIDED = ("conditions",)
+# Not a user's to set: the objectives of a run decide how many conditioning tokens it needs, and whether forces are given.
+_DECIDED = ("conditions", "given_forces")
 
 
 def _encoder_section(name: str) -> type[_Section]:
@@ -71,6 +71,12 @@ class HeadConfig(_Section):
 
     energy: Literal[tuple(ENERGY_HEADS)] | None = None  # type: ignore[valid-type]
     noise: Literal[False, True, *NOISE_HEADS] = False  # type: ignore[valid-type]
+    level_scale: bool = False  # a learned factor of energies and forces for each level of theory
+
+
+def head_config(settings: Mapping[str, Any]) -> HeadConfig:
+    """The section of a model file's heads; what the objectives decided is left out."""
+    return HeadConfig(**{key: value for key, value in settings.items() if key in HeadConfig.model_fields})
 
 
 class ModelConfig(_Section):

@@ -41,8 +41,7 @@ def width(encoder: nn.Module, head: nn.Module, most: int = 16) -> int:
     found = library()
     if found is None or not isinstance(encoder, EquivariantTransformer) or type(head) is not EquivariantScalar:
         return 0
-    published = not encoder.smooth_cutoff or encoder.vector_norm is not None
-    if not encoder.layers or published or encoder.lower_cutoff > 0 or isinstance(encoder.basis.means, nn.Parameter):
+    if not encoder.layers or not encoder.smooth_cutoff or encoder.lower_cutoff > 0 or isinstance(encoder.basis.means, nn.Parameter):
         return 0
     if encoder.vector_norm is not None:
         return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from forcewell.batch import Batch, concatenate
 from forcewell.errors import InputError
+from forcewell.rotors import fragments_of
 from forcewell.store import Dataset
 
 CHUNK = 4096  # draws of a source decided at once; part of the order of samples, so it never changes
@@ -20,7 +21,8 @@ CHUNK = 4096  # draws of a source decided at once; part of the order of samples,
 class Source:
     """One data set in training: its usable rows, sampling weight and, per row, the copies that objectives append.
 
-    levels: for each of the data set's levels of theory, its index in the potential's list.
+    levels: for each of the data set's levels of theory, its index in the potential's list. properties: (len(data), P) those
+    that the run learns. rotors: whether an objective turns rotatable bonds, which a SMILES tells best.
     """
 
     name: str
@@ -29,6 +31,8 @@ class Source:
     weight: float
     copies: np.ndarray  # (len(data),)
     levels: np.ndarray
+    properties: np.ndarray | None = None
+    rotors: bool = False
 
 
 @dataclass(slots=True)
@@ -121,10 +125,35 @@ class Loader:
         return concatenate(parts)
 
 
+def completed(batch: Batch, sources: Mapping[int, Source]) -> Batch:
+    """The batch with the properties of its samples, and the pieces between their rotatable bonds by their SMILES, where
+    objectives want them. Sources by their number in the run."""
+    wanted = [source.properties for source in sources.values() if source.properties is not None]
+    if wanted:
+        columns = np.full((len(batch), wanted[0].shape[1]), np.nan)
+        for number, source in sources.items():
+            rows = np.flatnonzero(batch.source.numpy() == number)
+            if source.properties is not None:
+                columns[rows] = source.properties[batch.index.numpy()[rows]]
+        batch.targets.properties = torch.from_numpy(columns)
+    offsets = batch.offsets.tolist()
+    for number, source in sources.items():
+        if source.rotors:
+            rows = np.flatnonzero(batch.source.numpy() == number)
+            block = source.data.block(batch.index.numpy()[rows])
+            for k, row in enumerate(rows.tolist()):
+                system = block.system(k)
+                pieces = fragments_of(system.smiles, system.numbers, system.positions)
+                if pieces is not None:
+                    batch.fragment[offsets[row] : offsets[row + 1]] = torch.from_numpy(pieces)
+    return batch
+
+
 def batch_of(source: Source, number: int, rows: np.ndarray, dtype: torch.dtype) -> Batch:
     """The rows of a source as a batch; ``number`` is the source's index in the run."""
     levels = source.levels[source.data.column("level")[rows]]
-    return Batch.from_block(source.data.block(rows), dtype=dtype, level=levels, source=number, index=rows)
+    batch = Batch.from_block(source.data.block(rows), dtype=dtype, level=levels, source=number, index=rows)
+    return completed(batch, {number: source})
 
 
 def fixed_batches(sources: Sequence[Source], batch_size: int, max_atoms: int, dtype: torch.dtype) -> list[Batch]:
