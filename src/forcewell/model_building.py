@@ -46,7 +46,8 @@ def adopt(
     """The parent's network with this run's levels last, its elements added, and a report of its tensors."""
     config = {"encoder": dict(parent.config["encoder"]), "head": with_heads(parent.config["head"], objectives, sources)}
     for name, wanted in _inputs(objectives).items():
-        config["encoder"][name] = max(wanted, config["encoder"].get(name, wanted))
+        if wanted or name in config["encoder"]:
+            config["encoder"][name] = max(wanted, config["encoder"].get(name, wanted))
     order = [level for level in parent.levels if level not in levels] + list(levels)
     if config["encoder"].get("levels"):
         config["encoder"]["levels"] = max(config["encoder"]["levels"], len(order))

@@ -1,0 +1,375 @@
+"""Denoising objectives: who is displaced, what is found again, with which encoders, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from learning import explained, learn, model_for, outputs, prepared
+
+from forcewell.batch import Batch, concatenate
+from forcewell.errors import InputError
+from forcewell.nn.normaliser import RunningNormaliser
+from forcewell.objectives import COORDINATES, CORRUPTED, DATA, DENOISING, EnergyMatching, ForceMatching, Noise, ZeroForce, build, noisy
+from forcewell.objectives.dihedrals import turn, turned
+from forcewell.objectives.harmonic import PairField, thermal
+from forcewell.potential import Potential
+from forcewell.rotors import fragments_of, perceived, rotatable
+from forcewell.system import Block, System
+
+NOISE = Noise(seed=5, step=7)
+BUTANE = "CCCC"
+
+
+def glyoxal(minima: Block, copies: int = 4) -> Batch:
+    """One six-atom minimum several times, each with noise of its own."""
+    return Batch.from_block(minima.take([3] * copies), dtype=torch.float64, index=range(copies))
+
+
+def labelled_batch(labelled: Block, rows: list[int]) -> Batch:
+    return Batch.from_block(labelled.take(rows), dtype=torch.float64, source=1, index=rows)
+
+
+def from_smiles(smiles: str) -> System:
+    from rdkit import Chem
+    from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
+
+    molecule = Chem.AddHs(Chem.MolFromSmiles(smiles))
+    rdDistGeom.EmbedMolecule(molecule, randomSeed=3)
+    rdForceFieldHelpers.MMFFOptimizeMolecule(molecule)
+    numbers = np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()])
+    order = np.random.default_rng(0).permutation(len(numbers))  # not the order of the SMILES
+    positions = molecule.GetConformer().GetPositions()[order]
+    return System({"numbers": numbers[order].astype(np.uint8), "positions": positions}, smiles=smiles)
+
+
+# --- harmonic targets
+
+
+def test_model_hessian_is_that_of_a_pair_energy(minima: Block) -> None:
+    """H ε against finite differences of ½ Σ k (u·(ε_i - ε_j))², the full matrix, and force constants that chemists know."""
+    batch = Batch.from_block(minima.take([0, 3, 2]), dtype=torch.float64)
+    field = PairField.of(batch)
+    epsilon = NOISE.normal(batch, "x").requires_grad_(True)
+    M, A = field.constants.shape[:2]
+    e = torch.zeros(M * A, 3, dtype=torch.float64).index_copy(0, field.place, epsilon).view(M, A, 3)
+    energy = 0.25 * (field.constants * ((e[:, :, None] - e[:, None]) * field.directions).sum(3) ** 2).sum()
+    gradient = torch.autograd.grad(energy, epsilon)[0]
+    times = field.times(epsilon.detach())
+    print(f"H ε against the energy's gradient: {float((times - gradient).abs().max()):.1e} eV/Å")
+    assert float((times - gradient).abs().max()) < 1e-12
+    flat = (field.matrix() @ e.detach().reshape(M, -1, 1)).reshape(M * A, 3)[field.place]
+    assert float((flat - times).abs().max()) < 1e-12
+    values = torch.linalg.eigvalsh(field.matrix())
+    print(f"eigenvalues from {float(values.min()):.1e} to {float(values.max()):.0f} eV/Å²")
+    assert float(values.min()) > -1e-10 and 60 < float(values.max()) < 250
+    # Rigid motion costs nothing.
+    turn_rate = torch.linalg.cross(torch.tensor([[0.3, -0.2, 0.5]], dtype=torch.float64).expand_as(batch.positions), batch.positions)
+    assert float(field.times(turn_rate + 1.0).abs().max()) < 1e-10
+    stretch = System({"numbers": np.array([6, 8]), "positions": np.array([[0.0, 0.0, 0.0], [1.21, 0.0, 0.0]])})
+    single = System({"numbers": np.array([6, 1]), "positions": np.array([[0.0, 0.0, 0.0], [1.09, 0.0, 0.0]])})
+    found = [float(PairField.of(Batch.from_systems([s], dtype=torch.float64)).constants[0, 0, 1]) for s in (stretch, single)]
+    print(f"C=O {found[0]:.0f}, C-H {found[1]:.0f} eV/Å² (spectroscopy: about 76 and 31)")
+    assert found[0] == pytest.approx(76, rel=0.15) and found[1] == pytest.approx(31, rel=0.15)
+
+
+def test_thermal_noise_has_the_covariance_of_the_modes(minima: Block) -> None:
+    """Along a mode of eigenvalue λ the spread is sqrt(k_B T / λ), or the cap where the mode is soft."""
+    one = Batch.from_block(minima.take([3]), dtype=torch.float64)
+    many = Batch.from_block(minima.take([3] * 3000), dtype=torch.float64, index=range(3000))
+    field = PairField.of(one)
+    values, modes = torch.linalg.eigh(field.matrix()[0])
+    moved = torch.cat([thermal(PairField.of(part), NOISE.normal(part, "x"), 300.0, 0.05) for part in [many]]).view(3000, -1)
+    spread = (moved @ modes).std(0)
+    expected = torch.sqrt(8.617333e-5 * 300 / values.clamp(min=1e-9)).clamp(max=0.05)
+    print(f"spread over expected: {float((spread / expected).min()):.3f} to {float((spread / expected).max()):.3f}")
+    assert torch.allclose(spread, expected, rtol=0.07)
+    assert float(expected.min()) < 0.025 and float(expected.max()) == 0.05
+
+
+def test_harmonic_denoising_teaches_the_hessian(minima: Block) -> None:
+    """After training, -dF/dr has the model Hessian's stiff and soft directions; an isotropic target has not."""
+    batch = glyoxal(minima)
+    minimum = batch.take(torch.tensor([0]))
+    field = PairField.of(minimum)
+    model, _ = learn({"force-denoising": {"sigma": 0.03, "target": "harmonic"}}, batch, 100)
+    moves = [0.03 * Noise(9, k).normal(minimum, "test") for k in range(20)]
+    found = torch.stack([model(dataclasses.replace(minimum, positions=minimum.positions - e)).forces for e in moves])
+    target = torch.stack([field.times(e) for e in moves])
+    isotropic = torch.stack(moves)
+    best = float((target * isotropic).sum() / (isotropic**2).sum())
+    print(f"explained of H ε: {explained(found, target):.3f}; by the best isotropic well: {explained(best * isotropic, target):.3f}")
+    assert explained(found, target) > 0.8 > 0.7 > explained(best * isotropic, target)
+    periodic = dataclasses.replace(minimum, pbc=torch.ones_like(minimum.pbc))
+    with pytest.raises(InputError, match="for open structures, not periodic"):
+        build({"force-denoising": {"target": "harmonic"}})[0].prepare(periodic, NOISE)
+
+
+def test_a_separate_head_leaves_the_energy_alone(minima: Block) -> None:
+    """The noise head finds κ ε at displaced minima; no gradient reaches the energy's head."""
+    batch = glyoxal(minima)
+    model, objectives = learn({"force-denoising": {"sigma": 0.1, "kappa": 3.0, "own_head": True}}, batch, 120)
+    ready = prepared(objectives, batch, Noise(3, 999))
+    found = model(ready, **outputs(objectives)).noise
+    copies = ready.molecule >= 4
+    score = explained(found[copies], ready.targets.noise_target[copies])
+    print(f"explained of κ ε: {score:.3f}")
+    assert score > 0.6
+    model.zero_grad()
+    prediction = model(ready, create_graph=True, **outputs(objectives))
+    assert prediction.forces is None  # no second-order graph
+    objectives[0].loss(prediction, ready).total.backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.head.parameters())
+    assert any(p.grad is not None and bool(p.grad.any()) for p in model.noise_head.parameters())  # type: ignore[union-attr]
+
+
+# --- coordinate denoising
+
+
+@pytest.mark.parametrize("encoder", ["equivariant-transformer", "egnn", "schnet"])
+def test_coordinate_denoising_brings_atoms_back(encoder: str, labelled: Block) -> None:
+    """By vectors, by moved coordinates and by the gradient of a second energy, at a conformation that is no minimum."""
+    row = labelled.take([0] * 4)
+    batch = Batch.from_block(row, dtype=torch.float64, index=range(4))
+    model, objectives = learn("wang", batch, 120, encoder)
+    ready = prepared(objectives, batch, Noise(3, 999))
+    assert ready.role.tolist() == [COORDINATES] * 4
+    prediction = model(ready, **outputs(objectives))
+    assert prediction.forces is None
+    before = (ready.positions - batch.positions).norm()
+    after = (ready.positions + prediction.noise - batch.positions).norm()
+    print(f"{encoder} ({type(model.noise_head).__name__}): distance from the clean conformation {float(before):.2f} -> {float(after):.2f} Å")
+    assert float(after) < 0.92 * float(before)
+    published = build("wang-faithful")[0].prepare(batch, NOISE)
+    moved = published.positions - batch.positions
+    assert float((published.targets.noise_target - moved).abs().max()) < 1e-12  # farther away, as published
+    assert float(moved.reshape(4, -1, 3).sum(1).abs().max()) > 0.1  # and with its net translation
+
+
+def test_places(minima: Block, labelled: Block) -> None:
+    """Copies beside the data, instead of them, or in place with the labels kept, in training only."""
+    batch = concatenate([glyoxal(minima, 2), labelled_batch(labelled, [0, 9])])
+    copies = build({"coordinate-denoising": {}, "forces": {}})[0].prepare(batch, NOISE)
+    assert copies.role.tolist() == [DATA] * 4 + [COORDINATES] * 4
+    assert torch.isnan(copies.targets.energy[4:]).all() and torch.isnan(copies.targets.forces[copies.molecule >= 4]).all()
+    instead = build("noisynode")[0].prepare(batch, NOISE)
+    assert instead.role.tolist() == [COORDINATES] * 4 and torch.isnan(instead.targets.forces).all()
+    assert (instead.targets.equilibrium == -1).all()
+    auxiliary = build({"forces": {}, "coordinate-denoising": {"place": "with-labels", "sigma": 0.005}})[1]
+    kept = auxiliary.prepare(batch, NOISE)
+    assert kept.role.tolist() == [DATA] * 4
+    assert torch.equal(torch.nan_to_num(kept.targets.forces), torch.nan_to_num(batch.targets.forces))
+    error = float((kept.positions + kept.targets.noise_target - batch.positions).abs().max())
+    assert error < 1e-14 and bool(noisy(kept, auxiliary).all())  # type: ignore[arg-type]
+    validation = dataclasses.replace(NOISE, training=False)
+    assert auxiliary.prepare(batch, validation) is batch
+    assert build("noisynode")[0].prepare(batch, validation).role.tolist() == [COORDINATES] * 4
+
+
+def test_running_normalisation() -> None:
+    """Moments over all steps equal those of all numbers at once; isotropic commutes with rotation, per component does not."""
+    rng = np.random.default_rng(0)
+    parts = [torch.from_numpy(0.04 * rng.standard_normal((n, 3)) * [1.0, 1.1, 0.9] + [0.01, 0, 0]) for n in (5, 400, 31)]
+    whole = torch.cat(parts)
+    one, each = RunningNormaliser(False).double(), RunningNormaliser(True).double()
+    assert torch.equal(one(parts[0]), parts[0])  # nothing seen yet
+    for part in parts:
+        halves = RunningNormaliser.moments(part[:3]) + RunningNormaliser.moments(part[3:])  # of two processes
+        one.observe(halves)
+        each.observe(halves)
+    errors = (each(whole) - (whole - whole.mean(0)) / whole.std(0, unbiased=False)).abs().max(), (
+        one(whole) - whole / (whole**2).mean().sqrt()
+    ).abs().max()
+    print(f"against moments of all at once: {[float(e) for e in errors]}")
+    assert max(map(float, errors)) < 1e-11
+    turn_z = torch.tensor([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    assert float((one(whole @ turn_z) - one(whole) @ turn_z).abs().max()) < 1e-12
+    assert float((each(whole @ turn_z) - each(whole) @ turn_z).abs().max()) > 0.01
+
+
+# --- fractional denoising
+
+
+@pytest.mark.parametrize(
+    ("smiles", "count"),
+    [
+        (BUTANE, 3),  # two methyls and the middle
+        ("C=CC=C", 1),  # butadiene: the middle only
+        ("C1CCCCC1", 0),
+        ("CC#CC", 0),  # next to a triple bond
+        ("CC(=O)NC", 3),  # the amide bond counts, as in the published pattern
+        ("OCc1ccccc1", 2),
+        ("C", 0),
+    ],
+)
+def test_rotatable_bonds(smiles: str, count: int) -> None:
+    """From the SMILES and from the geometry alone."""
+    system = from_smiles(smiles)
+    bonds = perceived(system.numbers, system.positions)
+    pieces = fragments_of(smiles, system.numbers, system.positions)
+    assert pieces is not None
+    known = rotatable(system.numbers, system.positions, bonds, pieces)
+    guessed = rotatable(system.numbers, system.positions, bonds)
+    assert {frozenset(r[:2]) for r in known} == {frozenset(r[:2]) for r in guessed}
+    assert len(known) == count
+    assert fragments_of("CCO", system.numbers, system.positions) is None  # another molecule
+    for first, second, side in known:
+        assert second in side and first not in side and 2 * len(side) <= len(system.numbers)
+
+
+def test_turning_a_bond_changes_its_dihedral_alone() -> None:
+    import ase
+
+    system = from_smiles(BUTANE)
+    bonds = perceived(system.numbers, system.positions)
+    middle = next(r for r in rotatable(system.numbers, system.positions, bonds) if len(r[2]) == 7)
+    ends = [next(int(a if b == end else b) for a, b in bonds.tolist() if end in (a, b) and other not in (a, b) and 6 == system.numbers[a if b == end else b])
+            for end, other in (middle[:2], middle[1::-1])]  # fmt: skip
+    moved = system.positions.copy()
+    turn(moved, *middle, 0.7)
+    before, after = (ase.Atoms(system.numbers, p).get_dihedral(ends[0], middle[0], middle[1], ends[1]) for p in (system.positions, moved))
+    print(f"dihedral {before:.3f} -> {after:.3f} degrees")
+    assert (after - before - np.degrees(0.7) + 180) % 360 - 180 == pytest.approx(0, abs=1e-6)
+    lengths = [np.linalg.norm(p[bonds[:, 0]] - p[bonds[:, 1]], axis=1) for p in (system.positions, moved)]
+    assert np.abs(lengths[0] - lengths[1]).max() < 1e-12
+
+
+def test_fractional_denoising_asks_for_the_coordinate_noise_alone() -> None:
+    system = from_smiles(BUTANE)
+    batch = Batch.from_systems([system] * 3, dtype=torch.float64)
+    batch.fragment[:] = torch.from_numpy(np.tile(fragments_of(BUTANE, system.numbers, system.positions), 3))
+    objective = build("frad")[0]
+    ready = objective.prepare(batch, NOISE)
+    start = ready.positions + ready.targets.noise_target  # the turned conformation
+    swung, jitter = (start - batch.positions).norm(dim=1), ready.targets.noise_target.norm(dim=1)
+    print(f"turned by up to {float(swung.max()):.2f} Å, noise up to {float(jitter.max()):.2f} Å")
+    assert float(jitter.max()) < 0.25 and float(swung.max()) > 1.0
+    assert torch.allclose(start, turned(batch, 2.0, NOISE, "fractional-denoising/dihedral"), atol=1e-12)
+    bonds = perceived(system.numbers, system.positions)
+    lengths = (start[bonds[:, 0]] - start[bonds[:, 1]]).norm(dim=1) - (batch.positions[bonds[:, 0]] - batch.positions[bonds[:, 1]]).norm(dim=1)
+    assert float(lengths.abs().max()) < 1e-12  # bonds are whole
+    assert not torch.allclose(swung[:14], swung[14:28])  # each sample has angles of its own
+
+
+# --- DeNS
+
+
+def test_dens_corrupts_and_gives_forces(labelled: Block) -> None:
+    batch = labelled_batch(labelled, list(range(40)))
+    batch.targets.forces[3] = torch.nan  # the first conformation is not complete
+    objectives = build({"forces": {}, "energy": {}, "dens": {"probability": 0.5, "corrupted": 0.4}})
+    dens = objectives[2]
+    ready = dens.prepare(batch, NOISE)
+    taken = ready.role == CORRUPTED
+    atoms = taken[ready.molecule]
+    moved = ~torch.isnan(ready.targets.noise_target).any(1)
+    print(f"{int(taken.sum())} of 40 conformations, {int(moved.sum())} of their {int(atoms.sum())} atoms")
+    assert 10 < int(taken.sum()) < 30 and 0.25 < float(moved.sum() / atoms.sum()) < 0.55
+    assert 0 not in ready.index[taken].tolist()
+    assert not (moved & ~atoms).any() and torch.equal(moved, ~torch.isnan(ready.given_forces).any(1))
+    assert torch.isnan(ready.targets.forces[atoms]).all()
+    clean = {int(i): m for m, i in enumerate(batch.index)}
+    for m in taken.nonzero()[:3, 0].tolist():
+        mine, theirs = ready.molecule == m, batch.molecule == clean[int(ready.index[m])]
+        back = ready.positions[mine] + 0.025 * torch.nan_to_num(ready.targets.noise_target[mine])
+        assert float((back - batch.positions[theirs]).abs().max()) < 1e-12
+        given = ready.given_forces[mine]
+        assert torch.equal(given[moved[mine]], batch.targets.forces[theirs][moved[mine]])
+    counts = [int(o.loss(model_for(objectives)(ready, noise=True), ready).count) for o in objectives]
+    assert counts == [3 * int((~atoms).sum()) - 3 * (0 if bool(atoms[3]) else 0) - 3, 40, 3 * int(moved.sum())]
+    assert dens.prepare(batch, dataclasses.replace(NOISE, training=False)) is batch
+
+
+def test_given_forces_tell_which_conformation_is_meant(labelled: Block) -> None:
+    """Two conformations of one molecule, noise as large as their distance: with their forces given the noise is found better."""
+    rows = labelled.take([0, 1] * 6)
+    batch = Batch.from_block(rows, dtype=torch.float64, source=1, index=range(12))
+    scores = {}
+    for given in (True, False):
+        noise_only = {"dens": {"sigma": 0.3, "probability": 1.0, "corrupted": 1.0}, "energy": {"weight": 1e-9}}
+        objectives = build(noise_only)
+        model = model_for(objectives)
+        optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for step in range(120):
+            ready = prepared(objectives, batch, Noise(0, step))
+            ready = ready if given else dataclasses.replace(ready, given_forces=torch.full_like(ready.given_forces, torch.nan))
+            term = objectives[0].loss(model(ready, forces=False, noise=True), ready)
+            optimiser.zero_grad()
+            (term.total / term.count).backward()
+            optimiser.step()
+        ready = prepared(objectives, batch, Noise(0, 10_000))
+        ready = ready if given else dataclasses.replace(ready, given_forces=torch.full_like(ready.given_forces, torch.nan))
+        scores[given] = explained(model(ready, forces=False, noise=True).noise.detach(), ready.targets.noise_target)
+    print(f"explained of the noise: {scores[True]:.3f} with forces, {scores[False]:.3f} without")
+    assert scores[True] > scores[False] + 0.02
+
+
+def test_given_forces_turn_with_the_molecule_and_add_nothing_when_fresh(labelled: Block) -> None:
+    objectives = build("dens")
+    model = model_for(objectives)
+    batch = build({"forces": {}, "dens": {"probability": 1.0}})[1].prepare(labelled_batch(labelled, [0, 20]), NOISE)
+    plain = dataclasses.replace(batch, given_forces=torch.full_like(batch.given_forces, torch.nan))
+    assert torch.allclose(model(batch).forces, model(plain).forces, atol=1e-13)  # zero in a fresh model
+    for parameter in model.encoder.force_embedding.parameters():  # type: ignore[union-attr]
+        torch.nn.init.normal_(parameter)
+    q, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((3, 3)))
+    rotation = torch.from_numpy(q * np.sign(np.linalg.det(q)))
+    first = model(batch, noise=True)
+    second = model(dataclasses.replace(batch, positions=batch.positions @ rotation, given_forces=batch.given_forces @ rotation), noise=True)
+    errors = float((second.energy - first.energy).abs().max()), float((second.noise - first.noise @ rotation).abs().max())
+    print(f"turned: energy {errors[0]:.1e} eV, noise {errors[1]:.1e}; given forces change the energy by {float((first.energy - model(plain).energy).abs().max()):.2f}")
+    assert max(errors) < 1e-10 < 0.01 < float((first.energy - model(plain).energy).abs().max())
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize("encoder", ["egnn", "schnet", "gemnet-t", "se3-transformer"])
+def test_encoders_that_cannot_are_refused(encoder: str) -> None:
+    with pytest.raises(InputError, match="no vector features to put given forces into"):
+        model_for(build("dens"), encoder)
+    with pytest.raises(InputError, match="needs vectors, which"):
+        Potential({"encoder": {"name": encoder}, "head": {"noise": "vectors"}})
+    assert model_for(build("wang"), encoder).noise_head is not None  # but every encoder can denoise coordinates
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        ({"forces": {}, "coordinate-denoising": {"in_energy": True}}, "no physical force, and would spoil the energy that forces learns"),
+        ({"energy": {}, "fractional-denoising": {"in_energy": True}}, "would spoil the energy that energy learns"),
+        ({"force-denoising": {}, "coordinate-denoising": {"in_energy": True}}, "that force-denoising learns"),
+        ({"coordinate-denoising": {"in_energy": True, "normalise": "isotropic"}}, "no normalised targets"),
+        ({"forces": {}, "coordinate-denoising": {"place": "instead"}}, "leaves nothing for forces"),
+        ({"zero-force": {}, "coordinate-denoising": {"place": "with-labels"}}, "moves the minima that zero-force is for"),
+        ({"coordinate-denoising": {"place": "with-labels"}}, "auxiliary task; add an objective with labels"),
+        ({"dens": {}}, "beside forces or energy"),
+        ({"forces": {}, "force-denoising": {"own_head": True}, "coordinate-denoising": {}}, "would share the one noise head"),
+        ({"force-denoising": {"target": "harmnic"}}, "unknown 'harmnic'; did you mean 'harmonic'"),
+        ({"forces": {"until": 0.5}}, "every weight falls to zero"),
+        ({"forces": {}, "force-denoising": {"until": 1.5}}, "expected a number above 0 and up to 1, got 1.5"),
+        ({"property": {}}, "name the properties to learn"),
+        ({"property": {"names": 3}}, "expected a list of names"),
+        ({"energy": {"form": "l2"}}, "unknown 'l2'"),
+        ({"property": {"names": ["x"], "pool": "max"}}, "possible: equivariant, pooled, mean-pooled"),
+    ],
+)
+def test_impossible_mixes(description: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        build(description)
+    print(caught.value)
+
+
+def test_roles_are_for_their_own_objective(minima: Block, labelled: Block) -> None:
+    """Displaced conformations of one objective are data for no other."""
+    batch = concatenate([glyoxal(minima, 2), labelled_batch(labelled, [0, 9])])
+    objectives = build({"forces": {}, "zero-force": {}, "energy": {}, "force-denoising": {}, "coordinate-denoising": {}})
+    ready = prepared(objectives, batch, NOISE)
+    assert ready.role.tolist() == [DATA] * 4 + [DENOISING] * 2 + [COORDINATES] * 4
+    model = model_for(objectives)
+    for objective, alone in ((ForceMatching(), batch), (ZeroForce(), batch), (EnergyMatching(), batch)):
+        counts = [float(objective.loss(model(b), b).count) for b in (ready, alone)]
+        assert counts[0] == counts[1] > 0
