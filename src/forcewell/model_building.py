@@ -57,6 +57,8 @@ def adopt(
         potential = Potential(config, levels=order, references=parent.references, elements=elements)
     theirs, ours = parent.state_dict(), potential.state_dict()
     loaded = [name for name, value in theirs.items() if name in ours and ours[name].shape == value.shape]
+    if parent.config["head"].get("normalise") != potential.config["head"].get("normalise"):  # statistics of other noise
+        loaded = [name for name in loaded if not name.startswith("noise_normaliser.")]
     potential.load_state_dict({name: theirs[name] for name in loaded}, strict=False)
     _carry_levels(parent, potential)
     if not quiet:
@@ -100,7 +102,8 @@ def with_heads(head: dict[str, Any], objectives: Sequence[Objective], sources: S
     for objective in objectives:
         if "noise" in objective.needs:
             head["noise"] = head.get("noise") or True
-            head["normalise"] = getattr(objective, "normalise", "none")
+            kind = getattr(objective, "normalise", "none")
+            head["normalise"] = None if kind == "none" else {"per_component": kind == "per-component", "deviation": objective.sigma}  # type: ignore[attr-defined]
         if isinstance(objective, PropertyMatching):
             old = head.get("properties") or {}
             wanted = {"names": list(objective.names), "classes": objective.form == "bce"}

@@ -48,8 +48,8 @@ class Potential(nn.Module):
     elements: atomic numbers met in training.
 
     What a run's objectives need is in ``head``, too. properties: {"names", "pool", "classes", "mean", "spread"}, P numbers per molecule,
-    standardised by mean and spread, or logits of classes. normalise: "isotropic" or "per-component" running normalisation of
-    noise targets. level_scale: a learned factor of energies and forces for each level of theory (at first 1), so that data of
+    standardised by mean and spread, or logits of classes. normalise: settings of the running normalisation of noise targets
+    (nn/normaliser.py), if any. level_scale: a learned factor of energies and forces for each level of theory (at first 1), so that data of
     levels whose forces differ in size can be pooled.
     """
 
@@ -71,8 +71,7 @@ class Potential(nn.Module):
         self.noise_head = read_out(self.encoder, noise, NOISE_HEADS) if noise else None
         self.properties = tuple(head["properties"]["names"]) if head.get("properties") else ()
         self.property_head = self._property_head(head) if self.properties else None
-        kind = head.get("normalise") or "none"
-        self.noise_normaliser = RunningNormaliser(kind == "per-component") if kind != "none" else None
+        self.noise_normaliser = RunningNormaliser(**head["normalise"]) if head.get("normalise") else None
         self.levels = tuple(levels)
         scaled = bool(head.get("level_scale")) and self.levels
         self.level_scale: Tensor | None

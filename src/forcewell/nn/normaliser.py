@@ -11,18 +11,19 @@ class RunningNormaliser(nn.Module):
 
     per_component: mean and deviation of x, y and z each, as NoisyNode's, which makes the target depend on the molecule's
     orientation (little, as the noise is isotropic); else mean zero and one deviation for all three. Moments are averages, not
-    sums, so that float32 holds them after any number of steps.
+    sums, so that float32 holds them after any number of steps. deviation: what to expect before anything was seen (Å), so that
+    validation at step 0 and later ones are in the same measure.
     """
 
     mean: Tensor
     square: Tensor
     count: Tensor
 
-    def __init__(self, per_component: bool) -> None:
+    def __init__(self, per_component: bool, deviation: float) -> None:
         super().__init__()
         self.per_component = per_component
         self.register_buffer("mean", torch.zeros(3))
-        self.register_buffer("square", torch.zeros(3))
+        self.register_buffer("square", torch.full((3,), deviation**2))
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
 
     @staticmethod
@@ -41,9 +42,7 @@ class RunningNormaliser(nn.Module):
             self.square += share * (moments[4:] / seen - self.square).to(self.square.dtype)
 
     def forward(self, targets: Tensor) -> Tensor:
-        """Normalised targets; as they are before anything was seen."""
-        if int(self.count) == 0:
-            return targets
+        """Normalised targets."""
         if self.per_component:
             return (targets - self.mean) / torch.sqrt((self.square - self.mean**2).clamp(min=1e-12))
         return targets / torch.sqrt(self.square.mean().clamp(min=1e-12))
