@@ -163,6 +163,11 @@ def recipes() -> list[str]:
     )
 
 
+def _recipe_names() -> str:
+    """For a message: most have a twin for two cores, which goes without saying but once."""
+    return ", ".join(name for name in recipes() if not name.endswith("-small")) + "; most also as NAME-small"
+
+
 _ENCODER_CHANGES = ("model=", "model.encoder=", "model.encoder.name=")
 
 
@@ -204,11 +209,11 @@ def _text(name: str) -> tuple[str, str]:
         except UnicodeDecodeError:
             raise InputError(f"{name} is not text; expected a YAML configuration") from None
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        raise InputError(f"{name} does not exist; expected a YAML file or a recipe ({', '.join(recipes())})")
+        raise InputError(f"{name} does not exist; expected a YAML file or a recipe ({_recipe_names()})")
     if name not in recipes():
         from forcewell.errors import nearest
 
-        raise InputError(f"there is no recipe {name!r}{nearest(name, recipes())} (recipes: {', '.join(recipes())}; or give a YAML file)")
+        raise InputError(f"there is no recipe {name!r}{nearest(name, recipes())} (recipes: {_recipe_names()}; or give a YAML file)")
     return (resources.files("forcewell.recipes") / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}"
 
 
