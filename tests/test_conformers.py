@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
+import dataclasses
 from pathlib import Path
 
 import numpy as np
-import pytest
-from tiny_runs import refuse, small_store, succeed
+from tiny_runs import refuse, succeed
 
 from forcewell.bonds import graph_hashes
 from forcewell.conformers import embed
-from forcewell.store import open_data
-from forcewell.system import block_of
+from forcewell.store import StoreWriter, open_data
+from forcewell.system import System, block_of
 
 
 def test_embedded_structures_are_the_molecule() -> None:
@@ -27,34 +26,24 @@ def test_embedded_structures_are_the_molecule() -> None:
 
 
 def test_command(tmp_path: Path) -> None:
-    """QM9 minima: energies and properties stay with the molecule, forces and ``equilibrium`` go, wrong SMILES are named."""
-    small_store(tmp_path, "qm9", 4)
-    line = refuse("data", "conformers", tmp_path / "qm9.fw", "--out", tmp_path / "none.fw")
-    assert "has no SMILES" in line and not (tmp_path / "none.fw").exists()
-    data = np.load(str(files("forcewell") / "bundled" / "qm9_minima_4002.npz"))
-    ids = data["ids"][:4]
-    from forcewell.rotors import fragments_of
-
-    store = open_data(tmp_path / "qm9.fw")
-    smiles = ["CCO", "C" * 30, "", ""]
-    formulas = [sorted(store[k].numbers.tolist()) for k in range(4)]
-    for candidate in ("O=CC=O", "CC(C)=O", "C1CC1", "CCO", "C#CC#N", "CCC", "CO", "C=O", "CC#N", "NC=O", "CC=O", "COC"):
-        made = embed(candidate)[0]
-        for k in (0, 2, 3):
-            if sorted(made.numbers.tolist()) == formulas[k] and fragments_of(candidate, store[k].numbers, store[k].positions) is not None:
-                smiles[k] = candidate
-    known = [k for k in (0, 2, 3) if smiles[k] and sorted(embed(smiles[k])[0].numbers.tolist()) == formulas[k]]
-    print(f"SMILES {smiles}, right for {known}")
-    assert known
-    rows = "".join(f"{i},{text},{-0.2 - 0.01 * k},-10.0,0.05\n" for k, (i, text) in enumerate(zip(ids, smiles, strict=True)))
-    (tmp_path / "labels.csv").write_text("idx,smiles,homo,u0,zpve\n" + rows)
-    succeed("data", "import", "qm9", tmp_path / "qm9.npz", "--out", tmp_path / "l.fw", "--option", f"labels={tmp_path / 'labels.csv'}")
-    out = succeed("data", "conformers", tmp_path / "l.fw", "--out", tmp_path / "made.fw", "--count", "2")
-    before, after = open_data(tmp_path / "l.fw"), open_data(tmp_path / "made.fw")
-    assert "other atoms than the structure" in out and "CCCCCCCCC" in out
-    assert len(after) == 2 * len(known) and (after.column("equilibrium") == -1).all() and "forces" not in after.fields
-    assert after.levels == before.levels
-    for k, row in enumerate(np.repeat(known, 2)):
-        assert after[k].properties == pytest.approx(before[int(row)].properties)
-        assert float(after[k].get("energy")) == float(before[int(row)].get("energy"))
-        assert after[k].molecule == before[int(row)].molecule
+    """Energies and properties stay with the molecule, forces and ``equilibrium`` go, wrong SMILES are named."""
+    systems = []
+    for name, smiles, stated in (("a", "CC=O", "CC=O"), ("a", "CC=O", "CC=O"), ("b", "CCN", "NCC"), ("c", "CCN", "CCCC")):
+        one = embed(smiles)[0]
+        fields = {**one.arrays, "energy": np.float64(-10.0 - len(systems)), "forces": np.zeros((len(one), 3)), "equilibrium": np.int8(1)}
+        systems.append(System(fields, "mine", "PM6", name, stated, {"homo": -6.0 - len(systems)}))
+    for name, chosen in (("known", systems), ("bare", [dataclasses.replace(system, smiles="") for system in systems])):
+        writer = StoreWriter(tmp_path / f"{name}.fw")
+        writer.append(block_of(chosen))
+        writer.finish()
+    line = refuse("data", "conformers", tmp_path / "bare.fw", "--out", tmp_path / "made.fw")
+    assert "has no SMILES" in line and not (tmp_path / "made.fw").exists()
+    out = succeed("data", "conformers", tmp_path / "known.fw", "--out", tmp_path / "made.fw", "--count", "2")
+    assert "4 conformations of 2 molecules" in out and "other atoms than the structure: CCCC" in out
+    made = open_data(tmp_path / "made.fw")
+    assert made.levels == ["PM6"] and (made.column("equilibrium") == -1).all() and np.isnan(made[0].get("forces")).all()
+    assert made.column("molecule").tolist() == ["a", "a", "b", "b"]
+    assert made.column("energy").tolist() == [-10.0, -10.0, -12.0, -12.0]
+    assert made.column("property:homo").tolist() == [-6.0, -6.0, -8.0, -8.0]
+    assert np.abs(made[0].positions - made[1].positions).max() > 0.01
+    assert "already exists" in refuse("data", "conformers", tmp_path / "known.fw", "--out", tmp_path / "made.fw")

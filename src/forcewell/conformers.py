@@ -8,6 +8,7 @@ from forcewell.errors import InputError
 from forcewell.system import System
 
 ATTEMPTS = 5  # of embedding; then once more from random coordinates, which succeeds with most cages and large rings
+SEED = 61_453
 LARGEST = 300  # atoms; larger molecules take minutes, and mostly fail
 
 
@@ -30,7 +31,8 @@ def embed(smiles: str, conformers: int = 1, seed: int = 0) -> list[System]:
         if molecule.GetNumAtoms() > LARGEST:
             return []
         parameters = rdDistGeom.ETKDGv3()
-        parameters.randomSeed, parameters.maxIterations = seed, ATTEMPTS
+        # RDKit multiplies the seed by the conformer's number: with 0 all of them are the same.
+        parameters.randomSeed, parameters.maxIterations = SEED + seed, ATTEMPTS
         if not len(rdDistGeom.EmbedMultipleConfs(molecule, conformers, parameters)):
             parameters.useRandomCoords = True
             rdDistGeom.EmbedMultipleConfs(molecule, conformers, parameters)
