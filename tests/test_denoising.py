@@ -12,8 +12,21 @@ from learning import explained, learn, model_for, outputs, prepared
 
 from forcewell.batch import Batch, concatenate
 from forcewell.errors import InputError
+from forcewell.nn import ENCODERS
 from forcewell.nn.normaliser import RunningNormaliser
-from forcewell.objectives import COORDINATES, CORRUPTED, DATA, DENOISING, EnergyMatching, ForceMatching, Noise, ZeroForce, build, noisy
+from forcewell.objectives import (
+    COORDINATES,
+    CORRUPTED,
+    DATA,
+    DENOISING,
+    PRESETS,
+    EnergyMatching,
+    ForceMatching,
+    Noise,
+    ZeroForce,
+    build,
+    noisy,
+)
 from forcewell.objectives.dihedrals import turn, turned
 from forcewell.objectives.harmonic import PairField, thermal
 from forcewell.potential import Potential
@@ -190,6 +203,20 @@ def test_running_normalisation() -> None:
     assert float((each(whole @ turn_z) - each(whole) @ turn_z).abs().max()) > 0.01
 
 
+def test_the_published_form_in_the_energy(labelled: Block) -> None:
+    """The potential's own force is compared with the noise, of either sign."""
+    batch = labelled_batch(labelled, [0, 9])
+    for sign in (False, True):
+        objective = build({"coordinate-denoising": {"in_energy": True, "place": "instead", "published_sign": sign}})[0]
+        model = model_for((objective,))
+        assert objective.needs == {"forces"} and model.noise_head is None
+        ready = objective.prepare(batch, NOISE)
+        forces = model(ready).forces
+        e = ready.positions - batch.positions
+        expected = float(((forces - (e if sign else -e)) ** 2).sum())
+        assert float(objective.loss(model(ready), ready).total) == pytest.approx(expected, rel=1e-12)
+
+
 # --- fractional denoising
 
 
@@ -255,6 +282,24 @@ def test_fractional_denoising_asks_for_the_coordinate_noise_alone() -> None:
     after, before = ((p[bonds[:, 0]] - p[bonds[:, 1]]).norm(dim=1) for p in (start, batch.positions))
     assert float((after - before).abs().max()) < 1e-12  # bonds are whole
     assert not torch.allclose(swung[:14], swung[14:28])  # each sample has angles of its own
+
+
+def test_the_loader_gives_fragments_by_smiles() -> None:
+    """Where the SMILES fits; where there is none, or another one, the geometry decides."""
+    from forcewell.loader import Source, batch_of
+    from forcewell.store import MemoryData
+    from forcewell.system import block_of
+
+    right, wrong = from_smiles(BUTANE), from_smiles("CCO")
+    wrong = dataclasses.replace(wrong, smiles="CCC")
+    data = MemoryData([block_of([right, wrong])])
+    order, copies = np.zeros(1, dtype=np.int64), np.zeros(2, dtype=np.int64)
+    batch = batch_of(Source("x", data, np.arange(2), 1.0, copies, order, rotors=True), 0, np.arange(2), torch.float64)
+    assert len(set(batch.fragment[:14].tolist())) == 4 and (batch.fragment[14:] == -1).all()
+    plain = batch_of(Source("x", data, np.arange(2), 1.0, copies, order), 0, np.arange(2), torch.float64)
+    assert (plain.fragment == -1).all()
+    moved = [build("frad")[0].prepare(one, NOISE).positions for one in (batch, plain)]
+    assert torch.allclose(*moved)  # here both ways find the same bonds, in the same order
 
 
 # --- DeNS
@@ -339,6 +384,23 @@ def test_encoders_that_cannot_are_refused(encoder: str) -> None:
     with pytest.raises(InputError, match="needs vectors, which"):
         Potential({"encoder": {"name": encoder}, "head": {"noise": "vectors"}})
     assert model_for(build("wang"), encoder).noise_head is not None  # but every encoder can denoise coordinates
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_every_encoder_learns_every_other_objective(encoder: str, minima: Block, labelled: Block) -> None:
+    """One step of each set: terms that count, gradients that are finite and not all zero."""
+    batch = concatenate([glyoxal(minima, 1), labelled_batch(labelled, [0])])
+    for preset in sorted(set(PRESETS) - {"dens"}):
+        objectives = build(preset)
+        model = model_for(objectives, encoder)
+        batch.targets.energy[1] = -1.0
+        ready = prepared(objectives, batch, NOISE)
+        prediction = model(ready, create_graph=True, **outputs(objectives))
+        terms = [objective.loss(prediction, ready) for objective in objectives]
+        assert all(float(term.count) > 0 for term in terms), preset
+        sum(term.total for term in terms).backward()  # type: ignore[union-attr]
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        assert all(bool(torch.isfinite(g).all()) for g in gradients) and any(bool(g.any()) for g in gradients), preset
 
 
 @pytest.mark.parametrize(

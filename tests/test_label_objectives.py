@@ -297,6 +297,19 @@ def test_denoising_alone_needs_no_forces_and_resumes(folder: Path, monkeypatch: 
     assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+def test_errors_summed_over_the_batch_and_a_report(folder: Path) -> None:
+    """Wang et al.'s loss is the sum, the logged term the mean: their ratio counts coordinates. A run without forces has a report."""
+    config = write_yaml(folder / "wang.yaml", settings(str(folder / "qm7x.fw"), objectives="wang", optimiser={"gradient_clip": None}))
+    succeed("pretrain", config, "--set", "model.encoder=egnn", "--set", "model.encoder.channels=8", "--out", folder / "wang")
+    for line in log(folder / "wang"):
+        if line["kind"] == "train":
+            count = line["loss"] / line["terms"]["coordinate-denoising"]
+            assert count / 3 == pytest.approx(round(count / 3), rel=1e-6) and 4 * 4 <= round(count / 3) <= 4 * 23
+        else:
+            assert line["loss"] == line["terms"]["coordinate-denoising"]
+    assert "report.html" in succeed("report", folder / "wang")
+
+
 def test_an_annealed_objective_and_dens_in_a_run(folder: Path) -> None:
     objectives = {
         "forces": {}, "energy": {"per_atom": True}, "dens": {"probability": 0.9}, "zero-force": {"until": 0.5}
