@@ -239,9 +239,5 @@ def noisy(batch: Batch, objective: CoordinateDenoising | NonEquilibriumDenoising
 
 def displaced(batch: Batch, displacement: Tensor, target: Tensor, role: int) -> Batch:
     """Moved conformations of a role, all their labels cleared, so that nothing of the clean ones leaks."""
-    targets = dataclasses.replace(
-        batch.targets.cleared(), equilibrium=torch.full_like(batch.targets.equilibrium, -1), noise_target=target
-    )
-    return dataclasses.replace(
-        batch, positions=batch.positions + displacement, role=torch.full_like(batch.role, role), targets=targets
-    )
+    targets = dataclasses.replace(batch.targets.cleared(), equilibrium=torch.full_like(batch.targets.equilibrium, -1), noise_target=target)
+    return dataclasses.replace(batch, positions=batch.positions + displacement, role=torch.full_like(batch.role, role), targets=targets)
