@@ -1,6 +1,6 @@
 """Does the unified objective help, and in which form? Pre-training, fine-tuning to convergence and MD, arm by arm.
 
-Usage: .venv/bin/python benchmarks/evidence.py DATA OUT [--arms scratch et-ore ...] [--seeds 0] [--frames 50 100 300 950] [--stability]
+Usage: .venv/bin/python benchmarks/evidence.py DATA OUT [--size small] [--arms scratch et-ore ...] [--seeds 0] [--stability]
        .venv/bin/python benchmarks/evidence.py DATA OUT --table
 
 DATA holds, by these paths, files that `forcewell data sources` says how to get: qm9/qm9_equilibrium.npz, qm7x/qm7x_hand.npz,
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,33 @@ from forcewell.simulate import simulate
 from forcewell.store import open_data
 from forcewell.system import System
 
-ENCODER = {"name": "equivariant-transformer", "channels": 64, "layers": 3, "heads": 4, "radial": 32}
+
+@dataclass(frozen=True)
+class Size:
+    """A model and how long it is trained and simulated."""
+
+    encoder: dict[str, Any]
+    evaluations: int  # conformations evaluated in a pre-training, displaced copies counted
+    batch: int  # of pre-training
+    steps: int  # of fine-tuning, 8 frames each
+    picoseconds: float
+    replicas: int = 16
+    molecules: tuple[str, ...] = ("ethanol", "aspirin")
+
+
+NAME = "equivariant-transformer"
+SIZES = {
+    "tiny": Size({"name": NAME, "channels": 32, "layers": 1, "heads": 2, "radial": 16}, 96, 4, 4, 0.01, 2),
+    "small": Size({"name": NAME, "channels": 64, "layers": 3, "heads": 4, "radial": 32}, 160_000, 16, 6000, 20.0),
+    # 20 minutes of pre-training and as much of fine-tuning per molecule on one H200, at the 2,000 conformations/s that PyTorch is
+    # estimated to reach there.
+    "full": Size(
+        {"name": NAME, "channels": 256, "layers": 8, "heads": 8, "radial": 64}, 2_400_000, 128, 60_000, 100.0,
+        molecules=("ethanol", "aspirin", "naphthalene", "salicylic"),
+    ),
+}  # fmt: skip
 LABELLED = {"qm7x": 7.0, "spice": 2.0, "s66x8": 1.0}
-EVALUATIONS, BATCH = 160_000, 16
 RATES = (5e-4, 1e-3, 2e-3)
-MOLECULES = ("ethanol", "aspirin")
 RELATIVES = ("azobenzene", "benzene", "paracetamol", "toluene")
 ZERO = {"forces": {}, "zero-force": {}}
 
@@ -48,7 +71,7 @@ def denoising(sigma: float, kappa: float, weight: float = 1.0, conditioned: bool
     return {**ZERO, "force-denoising": {"sigma": sigma, "kappa": kappa, "weight": weight, "conditioned": conditioned}}
 
 
-# objectives, share of samples that are minima, share of EVALUATIONS, rMD17 relatives or not
+# objectives, share of samples that are minima, share of the evaluations, rMD17 relatives or not
 ARMS: dict[str, tuple[dict[str, Any] | None, float, float, bool]] = {
     "scratch": (None, 0.0, 0.0, False),
     "et-ore": ({"forces": {}}, 0.0, 1.0, False),
@@ -78,7 +101,7 @@ def stores(data: Path, out: Path) -> dict[str, str]:
     return paths
 
 
-def pretraining(arm: str, seed: int, paths: dict[str, str], out: Path) -> Path:
+def pretraining(arm: str, seed: int, size: Size, paths: dict[str, str], out: Path) -> Path:
     """The arm's pre-trained model, trained where it is not there yet."""
     objectives, minima, share, relatives = ARMS[arm]
     labelled = dict(LABELLED) | (dict.fromkeys(RELATIVES, 2.5) if relatives else {})
@@ -90,16 +113,17 @@ def pretraining(arm: str, seed: int, paths: dict[str, str], out: Path) -> Path:
     if minima > 0:
         entries.append({"path": paths["qm9"], "weight": minima})
     copies = minima if "force-denoising" in (objectives or {}) else 0.0
-    steps = round(EVALUATIONS * share / BATCH / (1 + copies))
+    steps = max(1, round(size.evaluations * share / size.batch / (1 + copies)))
     changes = [
-        f"seed={seed}", f"model.encoder={json.dumps(ENCODER)}", f"objectives={json.dumps(objectives)}", f"data={json.dumps(entries)}",
-        f"training.steps={steps}", f"training.batch_size={BATCH}", "training.validate_every=1000", "training.save_every=500",
+        f"seed={seed}", f"model.encoder={json.dumps(size.encoder)}", f"objectives={json.dumps(objectives)}", f"data={json.dumps(entries)}",
+        f"training.steps={steps}", f"training.batch_size={size.batch}", "training.validate_every=1000", "training.save_every=500",
         "validation.maximum=200", "optimiser.learning_rate=2e-3", "optimiser.warmup_steps=200", "optimiser.average=0.999",
     ]  # fmt: skip
-    return _run(lambda config, to, resume: pretrain(config, to, resume), load_config("quickstart", changes), out / f"{arm}-{seed}" / "pretraining")
+    return _run(pretrain, load_config("quickstart", changes), out / f"{arm}-{seed}" / "pretraining")
 
 
-def _run(train: Any, config: Any, to: Path, resume_only: bool = False) -> Path:
+def _run(train: Any, config: Any, to: Path) -> Path:
+    """Trains, or goes on where it was stopped, or does nothing where it is done."""
     if (to / "done").is_file():
         return to / "model.safetensors"
     model = train(config, to, (to / "config.yaml").is_file())
@@ -124,8 +148,11 @@ def frames(data: Path, out: Path, molecule: str, count: int) -> tuple[Path, Path
     return made[0], made[1]
 
 
-def finetuning(model: Path | None, data: Path, out: Path, place: Path, molecule: str, count: int, rate: float, seed: int, steps: int) -> dict[str, Any]:
+def finetuning(
+    model: Path | None, size: Size, data: Path, out: Path, place: Path, molecule: str, count: int, rate: float, seed: int
+) -> dict[str, Any]:
     """Trains to convergence and gives the errors on the test frames, with the validation curve."""
+    steps = size.steps
     training, validation = frames(data, out, molecule, count)
     changes = [
         f"seed={seed}", f"data={training}", f"validation.path={validation}", f"optimiser.learning_rate={rate}", f"training.steps={steps}",
@@ -133,8 +160,8 @@ def finetuning(model: Path | None, data: Path, out: Path, place: Path, molecule:
     to = place / f"{molecule}-{count}-{rate:g}-{steps}"
     began = time.perf_counter()
     if model is None:
-        config = load_config("forces", [*changes, f"model.encoder={json.dumps(ENCODER)}"])
-        trained = _run(lambda c, t, r: pretrain(c, t, r), config, to)
+        config = load_config("forces", [*changes, f"model.encoder={json.dumps(size.encoder)}"])
+        trained = _run(pretrain, config, to)
     else:
         trained = _run(lambda c, t, r: finetune(c, model, t, r), load_config("forces", changes), to)
     lines = [json.loads(line) for line in (to / "log.jsonl").read_text().splitlines()]
@@ -147,7 +174,7 @@ def finetuning(model: Path | None, data: Path, out: Path, place: Path, molecule:
     }  # fmt: skip
 
 
-def stability(data: Path, place: Path, row: dict[str, Any], picoseconds: float = 20.0, replicas: int = 16) -> dict[str, Any]:
+def stability(size: Size, data: Path, place: Path, row: dict[str, Any]) -> dict[str, Any]:
     """Langevin MD at 500 K from the first test frame: how many replicas stay whole, how long, and h(r)."""
     molecule = row["molecule"]
     model = load_model(place / f"{molecule}-{row['frames']}-{row['rate']:g}-{row['steps']}" / "model.safetensors")[0]
@@ -155,14 +182,14 @@ def stability(data: Path, place: Path, row: dict[str, Any], picoseconds: float =
     start: System = test[0]
     to = place / f"md-{molecule}-{row['frames']}"
     result = simulate(
-        model, start, temperature=500.0, time=picoseconds, ensemble="langevin", replicas=replicas, relaxation=1000.0, out=to,
+        model, start, temperature=500.0, time=size.picoseconds, ensemble="langevin", replicas=size.replicas, relaxation=1000.0, out=to,
         reference=test.block(np.arange(len(test))), resume=to.exists(),
     )  # fmt: skip
     keys = ("whole", "of", "stability_ps", "distances_mae", "distances_floor", "temperature_mean", "steps_per_second", "time_ps")
     return {key: result.summary[key] for key in keys if key in result.summary}
 
 
-def run_arm(arm: str, seed: int, given: argparse.Namespace) -> None:
+def run_arm(arm: str, seed: int, size: Size, given: argparse.Namespace) -> None:
     """Everything of one arm, written to its result file as it comes."""
     out, place = given.out, given.out / f"{arm}-{seed}"
     file = out / "results" / f"{arm}-{seed}.json"
@@ -176,31 +203,28 @@ def run_arm(arm: str, seed: int, given: argparse.Namespace) -> None:
     model = None
     if ARMS[arm][0] is not None:
         began = time.perf_counter()
-        model = pretraining(arm, seed, stores(given.data, out), out)
+        model = pretraining(arm, seed, size, stores(given.data, out), out)
         if "pretraining" not in result:
             lines = [json.loads(line) for line in (model.parent / "log.jsonl").read_text().splitlines()]
             last = [line for line in lines if line["kind"] == "validation"][-1]
             result["pretraining"] = {"steps": last["step"], "terms": last["terms"], "force_mae": last.get("force_mae")}
             result["pretraining"]["seconds"] = round(time.perf_counter() - began, 1)
             save()
-    done = {(row["molecule"], row["frames"], row["rate"], row["steps"]) for row in result["rows"]}
 
-    def tune(molecule: str, count: int, rate: float, steps: int) -> None:
-        if (molecule, count, rate, steps) not in done:
-            result["rows"].append(finetuning(model, given.data, out, place, molecule, count, rate, seed, steps))
-            save()
-
-    for molecule in given.molecules:
-        for rate in RATES:
-            tune(molecule, 100, rate, given.steps)
-        tried = [row for row in result["rows"] if (row["molecule"], row["frames"], row["steps"]) == (molecule, 100, given.steps)]
-        best = min(tried, key=lambda row: row["validation"])["rate"]
-        for count in given.frames:
-            tune(molecule, count, best, given.steps)
-    if given.stability:
+    def tune(molecule: str, count: int, rate: float) -> dict[str, Any]:
         for row in result["rows"]:
-            if row["molecule"] == "aspirin" and row["frames"] in (100, 950) and "md" not in row and row["rate"] == best:
-                row["md"] = stability(given.data, place, row)
+            if (row["molecule"], row["frames"], row["rate"]) == (molecule, count, rate):
+                return row
+        result["rows"].append(finetuning(model, size, given.data, out, place, molecule, count, rate, seed))
+        save()
+        return result["rows"][-1]
+
+    for molecule in given.molecules or size.molecules:
+        best = min((tune(molecule, given.frames[0], rate) for rate in RATES), key=lambda row: row["validation"])["rate"]
+        for count in given.frames:
+            row = tune(molecule, count, best)
+            if given.stability and count in (100, 950) and "md" not in row:
+                row["md"] = stability(size, given.data, place, row)
                 save()
 
 
@@ -209,7 +233,7 @@ def table(out: Path) -> None:
     for file in sorted((out / "results").glob("*.json")):
         result = json.loads(file.read_text())
         cells = []
-        for molecule in MOLECULES:
+        for molecule in SIZES["full"].molecules:
             for count in (50, 100, 300, 950):
                 rows = [row for row in result["rows"] if (row["molecule"], row["frames"]) == (molecule, count)]
                 cells.append(f"{min(rows, key=lambda row: row['validation'])['force_mae']:6.1f}" if rows else "     -")
@@ -223,10 +247,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--molecules", nargs="+", choices=MOLECULES, default=list(MOLECULES))
-    parser.add_argument("--frames", nargs="+", type=int, default=[50, 100, 300, 950])
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--stability", action="store_true")
+    parser.add_argument("--size", choices=list(SIZES), default="small")
+    parser.add_argument("--molecules", nargs="+", help="of rMD17; those of the size by default")
+    parser.add_argument("--frames", nargs="+", type=int, default=[100, 950, 50, 300], help="the first chooses the learning rate")
+    parser.add_argument("--stability", action="store_true", help="MD with the models of 100 and 950 frames")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -236,7 +260,7 @@ def main() -> None:
     for seed in given.seeds:
         for arm in given.arms:
             try:
-                run_arm(arm, seed, given)
+                run_arm(arm, seed, SIZES[given.size], given)
             except InputError as error:
                 raise SystemExit(f"{arm}: {error}") from None
 

@@ -9,27 +9,36 @@ import numpy as np
 from tiny_runs import refuse, succeed
 
 from forcewell.bonds import graph_hashes
-from forcewell.conformers import embed
+from forcewell.conformers import embedded
 from forcewell.store import StoreWriter, open_data
 from forcewell.system import System, block_of
 
 
+def structure(smiles: str) -> System:
+    found = embedded(smiles, 1, 0)
+    assert found is not None
+    return System({"numbers": found.numbers.astype(np.uint8), "positions": found.positions[0]})
+
+
 def test_embedded_structures_are_the_molecule() -> None:
-    first, second = embed("C[NH2+]CC([O-])=O", 2, seed=3)
-    assert first.get("charge") == 0 and sorted(first.get("formal_charges").tolist())[0] == -1 and first.get("spin") == 1
-    assert len(first) == 13 and np.abs(first.positions - second.positions).max() > 0.1
-    again = embed("C[NH2+]CC([O-])=O", 2, seed=3)
-    assert np.array_equal(first.positions, again[0].positions)
-    assert len(set(graph_hashes(block_of([first, second])).tolist())) == 1  # bonds perceived from either structure are the same
-    assert embed("C[CH2]")[0].get("spin") == 2
-    assert embed("not a molecule") == [] and embed("") == []
+    found = embedded("C[NH2+]CC([O-])=O", 2, seed=0)
+    assert found is not None
+    assert found.charges.sum() == 0 and found.charges.min() == -1 and found.spin == 1
+    assert len(found.numbers) == 13 and np.abs(found.positions[0] - found.positions[1]).max() > 0.1  # also with seed 0
+    again = embedded("C[NH2+]CC([O-])=O", 2, seed=0)
+    assert again is not None and np.array_equal(found.positions, again.positions)
+    systems = [System({"numbers": found.numbers.astype(np.uint8), "positions": one}) for one in found.positions]
+    assert len(set(graph_hashes(block_of(systems)).tolist())) == 1  # bonds perceived from either structure are the same
+    radical = embedded("C[CH2]", 1, 0)
+    assert radical is not None and radical.spin == 2
+    assert embedded("not a molecule", 1, 0) is None and embedded("", 1, 0) is None
 
 
 def test_command(tmp_path: Path) -> None:
     """Energies and properties stay with the molecule, forces and ``equilibrium`` go, wrong SMILES are named."""
     systems = []
     for name, smiles, stated in (("a", "CC=O", "CC=O"), ("a", "CC=O", "CC=O"), ("b", "CCN", "NCC"), ("c", "CCN", "CCCC")):
-        one = embed(smiles)[0]
+        one = structure(smiles)
         fields = {**one.arrays, "energy": np.float64(-10.0 - len(systems)), "forces": np.zeros((len(one), 3)), "equilibrium": np.int8(1)}
         systems.append(System(fields, "mine", "PM6", name, stated, {"homo": -6.0 - len(systems)}))
     for name, chosen in (("known", systems), ("bare", [dataclasses.replace(system, smiles="") for system in systems])):

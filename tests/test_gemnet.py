@@ -146,7 +146,7 @@ def frames(which: slice) -> Batch:
 @pytest.mark.parametrize("basis", ["bessel", "gaussian"])
 def test_fitted_scales_give_the_variance_of_their_reference(basis: str) -> None:
     torch.manual_seed(0)
-    model = GemNetT(64, 4, basis=basis)  # type: ignore[arg-type]
+    model = GemNetT(32, 4, basis=basis)  # type: ignore[arg-type]
     before = model.scale_ratios(frames(slice(0, 10)))
     factors = model.fit_scales(frames(slice(0, 10)))
     same, others = model.scale_ratios(frames(slice(0, 10))), model.scale_ratios(frames(slice(10, 20)))

@@ -25,9 +25,7 @@ LINEAR = {
 }
 
 
-@pytest.mark.parametrize(
-    "own", [{"triplet_channels": 3}, {"basis": "gaussian"}, {"electronic": True, "levels": 2, "conditions": 1, "layers": 1}]
-)
+@pytest.mark.parametrize("own", [{"triplet_channels": 3}, {"basis": "gaussian", "layers": 1}])
 def test_physics(own: dict[str, Any]) -> None:
     """Also with fitted scales: unfitted ones damp the triplets by the square of their factors, 10 to 20."""
     model = small_potential("gemnet-t", **own)

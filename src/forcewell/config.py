@@ -107,6 +107,15 @@ class ValidationConfig(_Section):
     maximum: int = Field(default=500, gt=0)  # conformations validated on, per source
 
 
+class SamplingConfig(_Section):
+    """A sample comes from a source with probability in proportion to its ``weight``, times n^(1/temperature) if that is given.
+
+    n: the source's conformations in training. 1: in proportion to size; 2: to its square root; larger: ever more evenly.
+    """
+
+    temperature: float | None = Field(default=None, ge=0.1)
+
+
 class OptimiserConfig(_Section):
     """AdamW. Defaults of ET-OREO section 3.5 where it gives them; clipping and averaging are ours."""
 
@@ -147,6 +156,7 @@ class RunConfig(_Section):
     model: ModelConfig = ModelConfig()
     objectives: str | dict[str, dict[str, Any] | None] = "et-oreo"
     data: list[DataConfig] = Field(min_length=1)
+    sampling: SamplingConfig = SamplingConfig()
     validation: ValidationConfig = ValidationConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     training: TrainingConfig = TrainingConfig()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from forcewell.conformers import embed
+from forcewell.conformers import embedded, require_rdkit
 from forcewell.display import Counting, say
 from forcewell.errors import InputError
 from forcewell.store import StoreWriter, open_data
@@ -44,7 +44,7 @@ def conformers(data: Path, *, out: Path, count: int = 1, seed: int = 0) -> None:
         raise InputError(f"{data} has no SMILES to make structures from; import it with labels that give them")
     if count < 1:
         raise InputError(f"--count is {count}; expected 1 or more")
-    embed("C")  # whether RDKit is there, before anything is written
+    require_rdkit()
     failed: list[str] = []
     writer = StoreWriter(out, settings={"conformers": count, "seed": seed, "of": dataset.fingerprint})
     with Counting("embedding", len(rows), "molecules") as bar:
@@ -69,15 +69,15 @@ def conformers(data: Path, *, out: Path, count: int = 1, seed: int = 0) -> None:
 
 def _made(system: System, count: int, seed: int) -> list[System]:
     """Embedded conformers with the labels of the molecule; none where the SMILES is of another composition."""
-    found = embed(system.smiles, count, seed)
-    if not found or sorted(found[0].numbers.tolist()) != sorted(system.numbers.tolist()):
+    found = embedded(system.smiles, count, seed)
+    if found is None or sorted(found.numbers.tolist()) != sorted(system.numbers.tolist()):
         return []
-    kept = {name: system.arrays[name] for name in ("energy",) if name in system.arrays}
-    unknown = {"equilibrium": np.int8(-1)}
-    return [
-        dataclasses.replace(
-            one, arrays={**one.arrays, **kept, **unknown}, source=system.source, level=system.level, molecule=system.molecule,
-            properties=system.properties,
-        )
-        for one in found
-    ]  # fmt: skip
+    fields = {
+        "numbers": found.numbers.astype(np.uint8),
+        "formal_charges": found.charges.astype(np.int8),
+        "charge": np.int8(found.charges.sum()),
+        "spin": np.uint8(found.spin),
+        "equilibrium": np.int8(-1),
+        **{name: system.arrays[name] for name in ("energy",) if name in system.arrays},
+    }
+    return [dataclasses.replace(system, arrays={**fields, "positions": positions}) for positions in found.positions]

@@ -127,7 +127,7 @@ def convert(
         notes.append("the published checkpoints of this kind predict coordinate noise: fine-tune before energies or forces are used")
     published = _build(layout, given, state, arrays, checkpoint)
     potential = _in_electronvolt(published, state, level, factor)
-    potential.to(next(value.dtype for value in state.values() if value.is_floating_point()))
+    potential.to(torch.float64 if state[layout.mark].dtype == torch.float64 else torch.float32)
     details = {"layout": layout.title, "settings": given, "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest()}
     return Converted(potential, layout.title, notes, details | _noise_statistics(state))
 
@@ -181,9 +181,10 @@ def _settings(
             raise InputError(f"--set {key}: not a setting of the {layout.title}{close} (possible: {', '.join(layout.free)})")
     try:
         given = _SHAPES[layout.model](state)
-    except (KeyError, IndexError, ZeroDivisionError) as error:
+    except (KeyError, IndexError, TypeError, ZeroDivisionError) as error:
         raise InputError(f"{path}: its tensors are not those of one {layout.title} ({error} is missing or empty)") from None
-    given |= {key: stored[key] for key in given.keys() & stored.keys() if key == "trainable_rbf"}
+    if "trainable_rbf" in given:
+        given["trainable_rbf"] = bool(stored.get("trainable_rbf", given["trainable_rbf"]))
     for key, default in layout.free.items():
         value = given[key] = wanted.get(key, stored.get(key, default))
         if value is None:
@@ -204,8 +205,9 @@ def _check_torchmd(stored: Mapping[str, Any], path: Path) -> None:
     for key, possible in _REQUIRED.items():
         if key in stored and stored[key] not in possible:
             raise InputError(f"{path}: {key} is {stored[key]!r}; only {' or '.join(str(value) for value in possible)} can be converted")
-    if int(stored.get("atom_filter") or -1) > 0:
-        raise InputError(f"{path}: atom_filter is {stored['atom_filter']}; a model that leaves out atoms cannot be converted")
+    filtered = stored.get("atom_filter")
+    if isinstance(filtered, int) and filtered > 0:
+        raise InputError(f"{path}: atom_filter is {filtered}; a model that leaves out atoms cannot be converted")
     priors = stored.get("prior_model") or []
     for prior in priors if isinstance(priors, list | tuple) else [priors]:
         name = next(iter(prior)) if isinstance(prior, dict) else str(prior)
@@ -294,7 +296,7 @@ def _build(layout: Layout, given: dict[str, Any], state: Mapping[str, Tensor], a
     """The published model with its tensors, each of which must have a place in it or be known to be of no use."""
     try:
         published = MODELS[layout.model](given, arrays)
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, RuntimeError, ValueError) as error:
         raise InputError(f"{path}: its tensors are not those of one {layout.title} ({' '.join(str(error).split())[:200]})") from None
     placed = sum(value.numel() for name, value in published.potential.state_dict().items() if name != "encoder.couplings.signs")
     of_use = {name: value for name, value in state.items() if not (_UNUSED.match(name) or _ATOMREF.match(name) or name in ("mean", "std"))}

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from forcewell.batch import Batch, concatenate
+from forcewell.batch import Batch
 from forcewell.errors import InputError
+from forcewell.fields import ATOM_FIELDS
 from forcewell.rotors import fragments_of
-from forcewell.store import Dataset
+from forcewell.store import Dataset, Gatherer
+from forcewell.system import Block
 
 CHUNK = 4096  # draws of a source decided at once; part of the order of samples, so it never changes
+ROWS = 1 << 20  # conformations whose cost is checked at once
+AHEAD = 2048  # samples read together: 1 MB of 17-atom molecules
 
 
 @dataclass(slots=True)
@@ -29,7 +34,7 @@ class Source:
     data: Dataset
     rows: np.ndarray
     weight: float
-    copies: np.ndarray  # (len(data),)
+    copies: np.ndarray  # (len(data),) integers, of any width
     levels: np.ndarray
     properties: np.ndarray | None = None
     rotors: bool = False
@@ -57,7 +62,11 @@ class Loader:
     drawn: int = 0
     used: list[int] = field(default_factory=list)
     _orders: dict[int, tuple[int, np.ndarray]] = field(default_factory=dict)
-    _choices: tuple[int, np.ndarray] | None = None
+    _choices: tuple[tuple[int, int], np.ndarray] | None = None
+    _ready: deque[tuple[Batch, tuple[int, list[int]]]] = field(default_factory=deque)
+    _gather: Gatherer = field(init=False)
+    _levels: np.ndarray = field(init=False)
+    _first_level: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         if not self.used:
@@ -67,23 +76,45 @@ class Loader:
         for source in self.sources:
             if len(source.rows) == 0:
                 raise InputError(f"{source.name}: no conformations to train on")
-            cost = source.data.counts[source.rows] * (1 + source.copies[source.rows])
-            if int(cost.max()) > self.max_atoms:
-                worst = int(source.rows[np.argmax(cost)])
-                raise InputError(
-                    f"{source.name}: conformation {worst} takes {int(cost.max())} atoms (copies counted), "
-                    f"more than max_atoms = {self.max_atoms}; raise max_atoms"
-                )
+            for start in range(0, len(source.rows), ROWS):
+                cost = _cost(source, source.rows[start : start + ROWS])
+                if int(cost.max()) > self.max_atoms:
+                    worst = int(source.rows[start + np.argmax(cost)])
+                    raise InputError(
+                        f"{source.name}: conformation {worst} takes {int(cost.max())} atoms (copies counted), "
+                        f"more than max_atoms = {self.max_atoms}; raise max_atoms"
+                    )
+        self._gather = Gatherer([source.data for source in self.sources])
+        levels = [source.levels for source in self.sources]
+        self._levels = np.concatenate(levels)
+        self._first_level = np.cumsum([0, *map(len, levels)])
 
     def next(self) -> Batch:
         """The next batch, this process's share of it (never empty: every process takes part in every step)."""
-        chosen, rows, cost = self._candidates()
+        if not self._ready:
+            self._ready.extend(self._ahead())
+        batch, (self.drawn, self.used) = self._ready.popleft()
+        return batch
+
+    def _ahead(self) -> list[tuple[Batch, tuple[int, list[int]]]]:
+        """Some batches, each with the position in the data after it; read together, since a shard costs as much for one row as for ten."""
+        before, samples, after = (self.drawn, self.used), [], []
+        for _ in range(max(1, AHEAD // self.batch_size)):
+            chosen, rows, cost = self._candidates()
+            size = self._advance(chosen, cost)
+            mine = np.stack([chosen[:size], rows[:size]])[:, self.rank :: self.world]
+            samples.append(mine[:, np.argsort(mine[0], kind="stable")])
+            after.append((self.drawn, self.used))
+        self.drawn, self.used = before
+        return list(zip(self._batches(samples), after, strict=True))
+
+    def _advance(self, chosen: np.ndarray, cost: np.ndarray) -> int:
+        """How many of the candidates fit into the batch; they count as used."""
         size = max(self.world, int(np.searchsorted(np.cumsum(cost), self.max_atoms, side="right")))
-        chosen, rows = chosen[:size], rows[:size]
         self.drawn += size
-        for s, count in zip(*np.unique(chosen, return_counts=True), strict=True):
-            self.used[int(s)] += int(count)
-        return self._batch(chosen[self.rank :: self.world], rows[self.rank :: self.world])
+        taken = np.bincount(chosen[:size], minlength=len(self.used)).tolist()
+        self.used = [before + count for before, count in zip(self.used, taken, strict=True)]
+        return size
 
     def state(self) -> dict[str, Any]:
         """Position in the data, for the run's state file."""
@@ -92,37 +123,72 @@ class Loader:
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of ``state``."""
         self.drawn, self.used = int(state["drawn"]), [int(count) for count in state["used"]]
+        self._ready.clear()
 
     def _candidates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Source, row and cost in atoms of the next ``batch_size`` samples."""
-        chosen = np.array([self._source(self.drawn + k) for k in range(self.batch_size)])
-        rows = np.empty(self.batch_size, dtype=np.int64)
-        cost = np.empty(self.batch_size, dtype=np.int64)
+        chosen = self._chosen()
+        by_source = np.argsort(chosen, kind="stable")
+        borders = np.searchsorted(chosen[by_source], np.arange(len(self.sources) + 1)).tolist()
+        rows = np.empty((2, self.batch_size), dtype=np.int64)  # and their cost
         for s, source in enumerate(self.sources):
-            mine = np.flatnonzero(chosen == s)
-            rows[mine] = [self._row(s, self.used[s] + k) for k in range(len(mine))]
-            cost[mine] = source.data.counts[rows[mine]] * (1 + source.copies[rows[mine]])
-        return chosen, rows, cost
+            part = slice(borders[s], borders[s + 1])
+            if part.start < part.stop:
+                rows[0, part] = self._rows(s, part.stop - part.start)
+                rows[1, part] = _cost(source, rows[0, part])
+        ordered = np.empty_like(rows)
+        ordered[:, by_source] = rows
+        return chosen, ordered[0], ordered[1]
 
-    def _source(self, draw: int) -> int:
-        chunk, place = divmod(draw, CHUNK)
-        if self._choices is None or self._choices[0] != chunk:
+    def _chosen(self) -> np.ndarray:
+        """(batch_size,) sources of the next draws."""
+        first, last = self.drawn // CHUNK, (self.drawn + self.batch_size - 1) // CHUNK
+        if self._choices is None or self._choices[0] != (first, last):
             weights = np.array([source.weight for source in self.sources], dtype=np.float64)
-            generator = np.random.Generator(np.random.Philox(key=[self.seed, 1], counter=[0, chunk, 0, 0]))
-            self._choices = (chunk, generator.choice(len(weights), size=CHUNK, p=weights / weights.sum()))
-        return int(self._choices[1][place])
+            chunks = []
+            for chunk in range(first, last + 1):
+                generator = np.random.Generator(np.random.Philox(key=[self.seed, 1], counter=[0, chunk, 0, 0]))
+                chunks.append(generator.choice(len(weights), size=CHUNK, p=weights / weights.sum()))
+            self._choices = ((first, last), np.concatenate(chunks))
+        start = self.drawn - first * CHUNK
+        return self._choices[1][start : start + self.batch_size]
 
-    def _row(self, s: int, use: int) -> int:
-        rows = self.sources[s].rows
-        epoch, place = divmod(use, len(rows))
-        if self._orders.get(s, (-1, rows))[0] != epoch:
+    def _rows(self, s: int, number: int) -> np.ndarray:
+        """The next ``number`` rows of a source: the rest of its epoch, then of the one after it."""
+        rows, use, parts = self.sources[s].rows, self.used[s], []
+        while number > 0:
+            epoch, place = divmod(use, len(rows))
+            parts.append(rows[self._order(s, epoch)[place : place + number]])
+            use, number = use + len(parts[-1]), number - len(parts[-1])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _order(self, s: int, epoch: int) -> np.ndarray:
+        if self._orders.get(s, (-1, None))[0] != epoch:
             generator = np.random.Generator(np.random.Philox(key=[self.seed, 2], counter=[0, epoch, s, 0]))
-            self._orders[s] = (epoch, generator.permutation(len(rows)).astype(np.int32))
-        return int(rows[self._orders[s][1][place]])
+            # Four bytes for each conformation are what the loader needs of memory; shuffling draws as ``permutation`` does.
+            self._orders[s] = (epoch, np.arange(len(self.sources[s].rows), dtype=np.int32))
+            generator.shuffle(self._orders[s][1])
+        return self._orders[s][1]
 
-    def _batch(self, chosen: np.ndarray, rows: np.ndarray) -> Batch:
-        parts = [batch_of(self.sources[s], s, rows[chosen == s], self.dtype) for s in range(len(self.sources)) if (chosen == s).any()]
-        return concatenate(parts)
+    def _batches(self, samples: Sequence[np.ndarray]) -> Iterator[Batch]:
+        """One batch for each (2, n) array of sources and rows."""
+        chosen, rows = np.concatenate(samples, axis=1)
+        found = self._gather(rows, chosen, bare=True)
+        level = self._levels[self._first_level[chosen] + found.level]
+        offsets, start = found.block.offsets, 0
+        for part in samples:
+            stop = start + part.shape[1]
+            molecules, atoms = slice(start, stop), slice(offsets[start], offsets[stop])
+            arrays = {name: values[atoms if name in ATOM_FIELDS else molecules] for name, values in found.block.arrays.items()}
+            block = Block(found.block.counts[molecules], arrays)
+            batch = Batch.from_block(block, dtype=self.dtype, level=level[molecules], source=part[0], index=part[1])
+            yield completed(batch, dict(enumerate(self.sources)))
+            start = stop
+
+
+def _cost(source: Source, rows: np.ndarray) -> np.ndarray:
+    """(len(rows),) atoms of conformations, those of their copies included."""
+    return source.data.counts[rows] * (1 + source.copies[rows].astype(np.int64))
 
 
 def completed(batch: Batch, sources: Mapping[int, Source]) -> Batch:
@@ -151,8 +217,8 @@ def completed(batch: Batch, sources: Mapping[int, Source]) -> Batch:
 
 def batch_of(source: Source, number: int, rows: np.ndarray, dtype: torch.dtype) -> Batch:
     """The rows of a source as a batch; ``number`` is the source's index in the run."""
-    levels = source.levels[source.data.column("level")[rows]]
-    batch = Batch.from_block(source.data.block(rows), dtype=dtype, level=levels, source=number, index=rows)
+    found = Gatherer([source.data])(rows, bare=True)
+    batch = Batch.from_block(found.block, dtype=dtype, level=source.levels[found.level], source=number, index=rows)
     return completed(batch, {number: source})
 
 
@@ -160,7 +226,7 @@ def fixed_batches(sources: Sequence[Source], batch_size: int, max_atoms: int, dt
     """All rows of the sources once, in order, in batches bounded by molecules and atoms (for validation)."""
     batches = []
     for number, source in enumerate(sources):
-        cost = source.data.counts[source.rows] * (1 + source.copies[source.rows])
+        cost = _cost(source, source.rows)
         start = 0
         while start < len(source.rows):
             size = int(np.searchsorted(np.cumsum(cost[start : start + batch_size]), max_atoms, side="right"))

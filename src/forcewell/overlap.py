@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from forcewell.system import Block
@@ -9,6 +11,7 @@ from forcewell.system import Block
 # The smallest hashes of a data set are a uniform sample of it (a bottom-k sketch): 16,384 take 128 kB in a model
 # file and are everything for a small data set; for a larger one they still give the overlap to about 1 %.
 KEPT = 16384
+PAIRS_AT_ONCE = 16_384  # in 1 MB of arrays of doubles: larger ones leave the cache, smaller ones cost more calls
 FEWEST = 20  # comparable hashes; their share is then known to about 10 %
 
 
@@ -23,15 +26,23 @@ def geometry_hashes(block: Block) -> np.ndarray:
     offsets = block.offsets
     for count in np.unique(block.counts):
         rows = np.flatnonzero(block.counts == count)
-        for chunk in np.array_split(rows, max(1, len(rows) * int(count) ** 2 // 2_000_000)):
-            atoms = offsets[chunk][:, None] + np.arange(count)
-            z, r = numbers[atoms], positions[atoms]
-            a, b = np.triu_indices(int(count), 1)
-            inverse = 1.0 / np.linalg.norm(r[:, a] - r[:, b], axis=2)
-            product = z[:, a] * z[:, b]
-            for column, power in ((0, 1), (1, 2)):
-                keys[chunk, column] = np.rint((product * inverse**power).sum(1) * 1e4)
-            keys[chunk, 2] = np.rint((z**3).sum(1))
+        a, b = np.triu_indices(int(count), 1)
+        for chunk in np.array_split(rows, max(1, len(rows) * max(1, len(a)) // PAIRS_AT_ONCE)):
+            atoms = offsets[chunk] + np.arange(count)[:, None]
+            # Pairs first, conformations last: every operation then runs along contiguous numbers, three times faster.
+            z, r = numbers[atoms], np.ascontiguousarray(positions[atoms].transpose(2, 0, 1))
+            apart = r.take(a, axis=1)
+            apart -= r.take(b, axis=1)
+            inverse = np.einsum("dpf,dpf->pf", apart, apart)
+            np.sqrt(inverse, out=inverse)
+            np.reciprocal(inverse, out=inverse)
+            product = z.take(a, axis=0)
+            product *= z.take(b, axis=0)
+            product *= inverse
+            keys[chunk, 0] = np.rint(product.sum(0) * 1e4)
+            product *= inverse
+            keys[chunk, 1] = np.rint(product.sum(0) * 1e4)
+            keys[chunk, 2] = np.rint((z**3).sum(0))
             keys[chunk, 3] = count
     mixed = np.zeros(len(block), dtype=np.uint64)
     with np.errstate(over="ignore"):  # splitmix64's finaliser over the four numbers, wrapping on purpose
@@ -46,6 +57,15 @@ def geometry_hashes(block: Block) -> np.ndarray:
 def sketch(hashes: np.ndarray) -> np.ndarray:
     """The smallest ``KEPT`` distinct hashes, sorted."""
     return np.unique(hashes)[:KEPT]
+
+
+def sketch_of(blocks: Iterable[Block]) -> np.ndarray:
+    """The sketch of all conformations of some blocks; memory does not grow with their number."""
+    kept = np.zeros(0, dtype=np.uint64)
+    for block in blocks:
+        hashes = geometry_hashes(block)
+        kept = sketch(np.concatenate([kept, hashes if len(kept) < KEPT else hashes[hashes < kept[-1]]]))
+    return kept
 
 
 def overlap(hashes: np.ndarray, training: np.ndarray) -> float | None:

@@ -18,16 +18,19 @@ import torch
 from forcewell.checkpoint import load_model, save_model, training_hashes, write_bytes
 from forcewell.config import RunConfig, dump_config
 from forcewell.display import TrainingDisplay, say
+from forcewell.doctor.levels import plan
 from forcewell.errors import InputError
 from forcewell.loader import Loader, Source, fixed_batches
 from forcewell.model_building import adopt, elements_of, fresh, learns_energies, with_model_of
 from forcewell.objectives import Objective
 from forcewell.optim import Schedule
-from forcewell.overlap import geometry_hashes, overlap, sketch
+from forcewell.overlap import geometry_hashes, overlap, sketch, sketch_of
 from forcewell.potential import Potential
 from forcewell.references import correct
 from forcewell.runstate import has_state
 from forcewell.scales import fit_scales
+from forcewell.store import Gatherer
+from forcewell.system import Block
 from forcewell.train import Trainer, train
 from forcewell.training_data import bundled, gather
 
@@ -106,6 +109,9 @@ def finetune(config: RunConfig, model: Path, out: Path, resume: bool = False) ->
         known = training_hashes(model)
         if fabric.is_global_zero:
             _tell_overlap(training, known)
+            rows = [(source.name, source.data, source.rows) for source in training]
+            for line in plan(rows, parent.references, learns_energies(objectives)):
+                say(line)
         _correct(potential, training, quiet=not fabric.is_global_zero)
         ancestry = [
             *description.get("ancestry", []),
@@ -125,7 +131,7 @@ def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) 
         average.to(fabric.device, dtype).load_state_dict(potential.state_dict())
     if fabric.is_global_zero:
         say(f"energies and forces by {potential.to(fabric.device).path}")
-    hashes = sketch(np.concatenate([parts.known, *(_hashes(source) for source in parts.training)])) if fabric.is_global_zero else None
+    hashes = _sketch(parts) if fabric.is_global_zero else None
     details = _details(config, parts)
 
     def save_best(model: Potential, line: dict[str, Any]) -> None:
@@ -293,12 +299,20 @@ def _unpack(config: RunConfig, out: Path, fabric: Any) -> None:
     _first(fabric, unpack)
 
 
-def _hashes(source: Source) -> np.ndarray:
-    return np.concatenate([geometry_hashes(source.data.block(rows)) for rows in np.array_split(source.rows, len(source.rows) // 4096 + 1)])
+def _sketch(parts: Parts) -> np.ndarray:
+    """Of the geometries that the model and its ancestors were trained on."""
+    return sketch(np.concatenate([parts.known, *(sketch_of(_blocks(source)) for source in parts.training)]))
+
+
+def _blocks(source: Source) -> Iterator[Block]:
+    """The source's rows, 8,192 at a time."""
+    gather = Gatherer([source.data])
+    for start in range(0, len(source.rows), 8192):
+        yield gather(source.rows[start : start + 8192], bare=True).block
 
 
 def _tell_overlap(training: Sequence[Source], known: np.ndarray) -> None:
     for source in training:
-        share = overlap(_hashes(source), known)
+        share = overlap(np.concatenate([geometry_hashes(block) for block in _blocks(source)]), known)
         known_share = "too few to tell whether any" if share is None else f"{100 * share:.1f} %"
         say(f"{source.name}: {known_share} of its conformations were in the model's training data")

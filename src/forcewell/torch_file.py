@@ -8,6 +8,7 @@ bytes, objects of a few known packages become plain dictionaries, and any other 
 
 from __future__ import annotations
 
+import math
 import pickletools
 import zipfile
 from collections.abc import Callable, Iterator
@@ -38,6 +39,10 @@ _KNOWN = {"torch", "collections", "argparse", "numpy", "pathlib", "pytorch_light
 _KNOWN |= {"torchmdnet", "copyreg", "_codecs"}
 _BUILTINS = {"set", "frozenset", "dict", "list", "tuple", "object", "int", "float", "str", "bool", "bytes", "bytearray", "complex"}
 _BUILTINS |= {"slice", "range"}
+
+
+# What Python says when the program does something impossible, such as taking from an empty stack.
+_MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, OSError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +90,7 @@ def read_torch_file(path: Path) -> Any:
         ) from None
     except InputError:
         raise
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, OSError, NotImplementedError) as error:
+    except _MALFORMED as error:
         raise InputError(f"{path} is damaged: its contents cannot be followed ({' '.join(str(error).split())[:100]})") from None
 
 
@@ -149,7 +154,7 @@ class _Machine:
             self.storages[storage.key] = torch.frombuffer(data, dtype=storage.dtype) if data else torch.empty(0, dtype=storage.dtype)
         values = self.storages[storage.key]
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if min((offset, *size, *stride)) < 0 or (0 not in size and last >= len(values)):
+        if min((offset, *size, *stride)) < 0 or (0 not in size and last >= len(values)) or math.prod(size) > len(values):
             raise ValueError("a tensor reaches beyond its data")
         return values.as_strided(size, stride, offset).clone(memory_format=torch.contiguous_format)
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from forcewell import bonds, split
+from forcewell import bonds, leakage, split
 from forcewell.config import DataConfig, RunConfig
 from forcewell.display import say
 from forcewell.errors import InputError, nearest
 from forcewell.importing import import_source
 from forcewell.loader import Source
 from forcewell.objectives import PRESETS, FractionalDenoising, Objective, PropertyMatching, build
-from forcewell.store import Dataset, MemoryData, Store, open_data
+from forcewell.store import Dataset, Store, open_data
 
 # Data shipped in the package: name -> (source, files, whether it is a benchmark molecule's own trajectory).
 BUNDLED = {
@@ -70,13 +70,12 @@ def gather(
         levels = [level for level in own.levels if level not in levels] + levels
     training, validation = [], []
     for number, (entry, name, dataset) in enumerate(zip(config.data, names, datasets, strict=True)):
-        rows = _usable(dataset, entry, name, exclude, quiet)
-        held, kept = _hold_out(config, entry, dataset, rows)
+        held, kept = _hold_out(config, entry, dataset, _usable(dataset, entry, name, exclude, quiet))
         copies = _copies(dataset, objectives, number)
         _serves(dataset, kept, objectives, number, name)
         order = np.array([levels.index(level) for level in dataset.levels], dtype=np.int64)
         extras = _extras(dataset, objectives)
-        training.append(Source(name, dataset, kept, entry.weight, copies, order, *extras))
+        training.append(Source(name, dataset, kept, _weight(config, entry, len(kept)), copies, order, *extras))
         # Also where nothing is held out: a source's place in the list is its number, which objectives may be limited to.
         validation.append(Source(name, dataset, held, entry.weight, copies, order, *extras))
         if not quiet:
@@ -89,6 +88,12 @@ def gather(
     return objectives, training, validation, levels
 
 
+def _weight(config: RunConfig, entry: DataConfig, rows: int) -> float:
+    """Sampling weight of a source: its own, times a power of its size where a temperature is given."""
+    temperature = config.sampling.temperature
+    return entry.weight if temperature is None else entry.weight * rows ** (1 / temperature)
+
+
 def _open(entry: DataConfig, folder: Path, level: str | None) -> Dataset:
     dataset = open_source(entry.path, folder)
     if isinstance(dataset, Store) and not dataset.complete:
@@ -98,9 +103,8 @@ def _open(entry: DataConfig, folder: Path, level: str | None) -> Dataset:
         if entry.level is not None and list(dataset.levels) != [entry.level]:
             raise InputError(f"{entry.path} states its level of theory ({', '.join(dataset.levels)}); leave its 'level' out")
         return dataset
-    block = dataset.block(np.arange(len(dataset)))
-    block.level = given
-    return MemoryData([block], name=entry.path)
+    dataset.levels = [given]  # of this reading of it alone; nothing is copied or written
+    return dataset
 
 
 def _restrictions(config: RunConfig) -> dict[str, list[int]] | None:
@@ -116,34 +120,41 @@ def _restrictions(config: RunConfig) -> dict[str, list[int]] | None:
 
 
 def _usable(dataset: Dataset, entry: DataConfig, name: str, exclude: str, quiet: bool) -> np.ndarray:
-    rows = np.arange(len(dataset))
-    if exclude == "benchmark":
+    """(len(dataset),) True for the rows that a run may use."""
+    usable = np.ones(len(dataset), dtype=bool)
+    if exclude == "benchmark" and not _import_left_out(dataset, bonds.resolve("benchmark")):
         barred = _benchmark_rows(dataset)
         if barred.any() and not quiet:
             say(f"{name}: {int(barred.sum())} conformations of benchmark molecules left out")
-        rows = rows[~barred]
+        usable &= ~barred
     if entry.maximum is not None:
-        rows = rows[: entry.maximum]
-    if len(rows) == 0:
+        usable[np.flatnonzero(usable)[entry.maximum :]] = False
+    if not usable.any():
         raise InputError(f"{entry.path}: no conformations are left to train on; benchmark molecules are left out of pre-training")
-    return rows
+    return usable
+
+
+def _import_left_out(dataset: Dataset, molecules: Sequence[str]) -> bool:
+    """Whether the manifest says that the import looked for these molecules: bond graphs of millions need not be made again."""
+    return isinstance(dataset, Store) and set(molecules) <= set(dataset.manifest["settings"].get("exclude", []))
 
 
 def _benchmark_rows(dataset: Dataset) -> np.ndarray:
     """(len(dataset),) True for conformations of a benchmark molecule, judged by each molecule's first one."""
-    _, first, inverse = np.unique(dataset.molecule_codes(), return_index=True, return_inverse=True)
+    codes = leakage.identified(dataset)
+    first = leakage.first_rows(codes)
     names = bonds.resolve("benchmark")
     found = [bonds.excluded(dataset.block(rows), names) for rows in np.array_split(first, len(first) // 4096 + 1)]
-    return np.concatenate(found)[inverse]
+    return np.concatenate(found)[codes]
 
 
-def _hold_out(config: RunConfig, entry: DataConfig, dataset: Dataset, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _hold_out(config: RunConfig, entry: DataConfig, dataset: Dataset, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Validation rows (at most ``maximum`` of them used) and training rows, disjoint."""
     settings = config.validation
     if settings.path is not None:
-        return rows[:0], rows
+        return np.arange(0), np.flatnonzero(usable)
     parts = _saved_parts(entry, dataset) if entry.split is not None else _new_parts(config, dataset)
-    held, kept = np.intersect1d(parts["validation"], rows), np.intersect1d(parts["train"], rows)
+    held, kept = (rows[usable[rows]] for rows in (parts["validation"], parts["train"]))
     if len(held) > settings.maximum:
         held = held[np.linspace(0, len(held) - 1, settings.maximum).astype(int)]
     return held, kept
@@ -165,7 +176,10 @@ def _new_parts(config: RunConfig, dataset: Dataset) -> dict[str, np.ndarray]:
     try:
         if settings.by == "time":
             return split.by_time_block(dataset, fractions, blocks=max(10, round(2 / settings.fraction)), seed=config.seed).parts
-        return {"molecule": split.by_molecule, "random": split.random}[settings.by](dataset, fractions, config.seed).parts
+        if settings.by == "random":
+            return split.random(dataset, fractions, config.seed).parts
+        # Only steers the training, so identifiers will do: looking for the same molecule under two names takes bond graphs.
+        return split.by_molecule(dataset, fractions, config.seed, merge=False).parts
     except InputError as error:
         raise InputError(f"{error} (--set validation.by=time, or random)") from None
 
@@ -192,9 +206,9 @@ def _extras(dataset: Dataset, objectives: Sequence[Objective]) -> tuple[np.ndarr
 def _copies(dataset: Dataset, objectives: Sequence[Objective], number: int) -> np.ndarray:
     """(len(dataset),) copies that the objectives append to each conformation: they count against max_atoms."""
     applied = [objective.copied for objective in objectives if objective.sources is None or number in objective.sources]
-    copies = np.full(len(dataset), applied.count("all"), dtype=np.int64)
+    copies = np.full(len(dataset), applied.count("all"), dtype=np.int8)
     if "minima" in applied and "equilibrium" in dataset.fields:
-        copies += applied.count("minima") * (dataset.column("equilibrium") == 1)
+        copies += np.int8(applied.count("minima")) * (dataset.column("equilibrium") == 1).astype(np.int8)
     return copies
 
 

@@ -6,18 +6,25 @@ enum { TILE = VL == 16 ? 4 : 2, PANEL = TILE * VL, ROWS = 6 };
 // rows x (vectors * VL) of C. `turned`: A is given as (K, M) with row length lda, as in a sum over samples.
 template <int rows, int vectors, bool turned>
 static inline void tile(long K, const float* A, long lda, const float* B, long ldb, const float* bias, bool accumulate, float* C, long ldc) {
-    vf c[rows][vectors];
+    vf c[rows][vectors];  // every loop over it is unrolled, or the compiler keeps it in memory
+#pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
         for (int w = 0; w < vectors; w++) c[r][w] = bias ? load(bias + w * VL) : vf{};
     for (long k = 0; k < K; k++) {
         vf b[vectors];
+#pragma GCC unroll 4
         for (int w = 0; w < vectors; w++) b[w] = load(B + k * ldb + w * VL);
+#pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
             float a = turned ? A[k * lda + r] : A[r * lda + k];
+#pragma GCC unroll 4
             for (int w = 0; w < vectors; w++) c[r][w] += a * b[w];
         }
     }
+#pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
         for (int w = 0; w < vectors; w++) {
             float* to = C + r * ldc + w * VL;
             store(to, accumulate ? load(to) + c[r][w] : c[r][w]);

@@ -68,7 +68,9 @@ class GemNetT(Encoder):
             raise InputError(f"gemnet-t: triplet_channels is {triplet_channels}; it must be 1 or more")
         if self.class_table is None:
             self.embedding = nn.Embedding(elements - 1, channels)  # as published: the first row is hydrogen's
-        nn.init.uniform_(self.embedding.weight, -math.sqrt(3.0), math.sqrt(3.0))  # type: ignore[arg-type]
+        table = self.embedding.weight
+        assert isinstance(table, Tensor)
+        nn.init.uniform_(table, -math.sqrt(3.0), math.sqrt(3.0))
         self.radial_basis = BASES[basis](radial, cutoff, envelope_exponent)
         # None: the radial basis serves for every degree.
         self.circular_basis = SphericalBesselBasis(DEGREES, radial, cutoff, envelope_exponent) if basis == "bessel" else None

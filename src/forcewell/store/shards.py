@@ -33,6 +33,11 @@ class Shard:
     source: np.ndarray  # (n,) index into ``sources``
     strings: dict[str, Any]  # "molecule" and "smiles": Arrow string arrays (n,)
     properties: dict[str, np.ndarray] = field(default_factory=dict)
+    only_level: int = -1  # the level of all rows, -1 where they differ
+
+    def __post_init__(self) -> None:
+        if len(self.level) and (self.level == self.level[0]).all():
+            self.only_level = int(self.level[0])
 
 
 def missing(name: str, rows: int) -> np.ndarray:
@@ -47,7 +52,11 @@ def empty_shard() -> Shard:
 
 def verify(file: Path, expected: str) -> None:
     if sha256(file) != expected:
-        raise InputError(f"{file} is damaged: its SHA-256 is not the one in the manifest; import the data again or restore the file")
+        raise damaged(file)
+
+
+def damaged(file: Path) -> InputError:
+    return InputError(f"{file} is damaged: its SHA-256 is not the one in the manifest; import the data again or restore the file")
 
 
 def sha256(file: Path) -> str:
