@@ -60,7 +60,7 @@ def adopt(
     if parent.config["head"].get("normalise") != potential.config["head"].get("normalise"):  # statistics of other noise
         loaded = [name for name in loaded if not name.startswith("noise_normaliser.")]
     potential.load_state_dict({name: theirs[name] for name in loaded}, strict=False)
-    _carry_levels(parent, potential)
+    carry_levels(parent, potential)
     if not quiet:
         new, dropped = sorted(set(ours) - set(loaded)), sorted(set(theirs) - set(loaded))
         say(f"tensors loaded: {len(loaded)} of {len(ours)}; new: {', '.join(new) or 'none'}; dropped: {', '.join(dropped) or 'none'}")
@@ -69,7 +69,7 @@ def adopt(
     return potential
 
 
-def _carry_levels(parent: Potential, potential: Potential) -> None:
+def carry_levels(parent: Potential, potential: Potential) -> None:
     """Where levels of theory have vectors or scales, each keeps its own at its new place; a new one starts as their mean."""
     pairs = [(parent.encoder.levels, potential.encoder.levels), (parent.level_scale, potential.level_scale)]
     places = {level: row for row, level in enumerate(parent.levels)}
