@@ -297,6 +297,17 @@ def test_denoising_alone_needs_no_forces_and_resumes(folder: Path, monkeypatch: 
     assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+def test_forces_after_denoising(folder: Path) -> None:
+    """A model pre-trained by normalised denoising is fine-tuned on forces; its noise head is kept and unused."""
+    config = write_yaml(folder / "after.yaml", settings(str(folder / "ethanol.npz"), objectives="et-ore"))
+    before = folder / "denoise" / "model.safetensors"
+    out = succeed("finetune", config, "--set", "new_elements=true", "--from", before, "--out", folder / "after")
+    assert "dropped: none" in out and "force_mae" in log(folder / "after")[0]
+    old, new = weights(before), weights(folder / "after" / "model.safetensors")
+    name = "model.noise_head.blocks.0.mix.weight"
+    assert torch.equal(old["model.noise_normaliser.count"], new["model.noise_normaliser.count"]) and torch.allclose(old[name], new[name])
+
+
 def test_errors_summed_over_the_batch_and_a_report(folder: Path) -> None:
     """Wang et al.'s loss is the sum, the logged term the mean: their ratio counts coordinates. A run without forces has a report."""
     config = write_yaml(folder / "wang.yaml", settings(str(folder / "qm7x.fw"), objectives="wang", optimiser={"gradient_clip": None}))

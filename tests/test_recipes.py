@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from forcewell.config import load_config, recipes
 from forcewell.nn import encoder_settings
 from forcewell.objectives import build
 from forcewell.potential import Potential
+from forcewell.sources import SOURCES
 from forcewell.store import StoreWriter, open_data
 
 SHORT = ("training.steps=2", "training.batch_size=2", "validation.by=random", "validation.fraction=0.2", "hardware.accelerator=cpu")
@@ -67,6 +69,11 @@ def test_recipe(name: str, stores: dict[str, Path], tmp_path: Path) -> None:
     assert "best model" in out
     assert losses and all(0 < loss < 1e5 for loss in losses)
     assert log(tmp_path / "run")[-1]["step"] == 2
+
+
+def test_imports_that_recipes_name_exist() -> None:
+    named = {source for name in recipes() for source in re.findall(r"forcewell data import (\S+)", text(name).replace("\n# ", " "))}
+    assert len(named) >= 10 and named <= set(SOURCES)
 
 
 def test_twins() -> None:

@@ -141,8 +141,8 @@ def _prepare(run: Trainer, batch: Batch, noise: Noise) -> Batch:
     for objective in run.objectives:
         batch = objective.prepare(batch, noise)
     normaliser = run.potential.noise_normaliser
-    if normaliser is not None:
-        reader: Any = next(objective for objective in run.objectives if "noise" in objective.needs)
+    reader: Any = next((objective for objective in run.objectives if "noise" in objective.needs), None)
+    if normaliser is not None and reader is not None:
         atoms = noisy(batch, reader)
         found = batch.targets.noise_target
         if noise.training:
