@@ -15,7 +15,7 @@ from forcewell.nn import ENCODERS, encoder_settings
 
 @pytest.mark.parametrize("name", recipes())
 def test_recipes_are_valid_and_round_trip(name: str, tmp_path: Path) -> None:
-    config = load_config(name)
+    config = load_config(name, ["data=my.xyz"] if name == "forces" else [])  # the user's own data
     assert config.data and config.training.steps > 0
     (tmp_path / "c.yaml").write_text(dump_config(config), encoding="utf-8")
     assert load_config(str(tmp_path / "c.yaml")) == config
@@ -86,7 +86,7 @@ def test_encoder_defaults_are_the_constructors(name: str) -> None:
     given = load_config("quickstart", [f"model.encoder={name}"]).model.encoder.model_dump()
     assert given.pop("name") == name
     settings = encoder_settings(name)
-    assert settings.pop("conditions") == (int, 0)  # decided by the objectives
+    assert settings.pop("conditions") == (int, 0) and settings.pop("given_forces") == (bool, False)  # decided by the objectives
     assert given == {key: default for key, (_, default) in settings.items()}
 
 

@@ -97,13 +97,13 @@ def test_levels_of_theory() -> None:
 
 def test_fine_tuning_keeps_each_level_its_vector() -> None:
     """Levels are reordered (the run's own last); the known ones take their vector along, a new one starts as their mean."""
-    from forcewell.runs import _carry_levels
+    from forcewell.model_building import carry_levels
 
     known = Potential(noisy("schnet", levels=2).config, levels=["PBE", "wB97X"]).double()
     torch.nn.init.normal_(known.encoder.levels, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
     config = {**known.config, "encoder": {**known.config["encoder"], "levels": 3}}
     tuned = Potential(config, levels=["wB97X", "CCSD", "PBE"]).double()
-    _carry_levels(known, tuned)
+    carry_levels(known, tuned)
     old, new = known.encoder.levels, tuned.encoder.levels
     assert old is not None and new is not None
     assert torch.equal(new[0], old[1]) and torch.equal(new[2], old[0]) and torch.allclose(new[1], old.mean(0))

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from ase.build import molecule
 
+from forcewell.conformers import GAP
 from forcewell.errors import InputError
 from forcewell.importing import import_source
-from forcewell.sources import SOURCES, moleculenet, pubchemqc_pm6
+from forcewell.sources import SOURCES, pubchemqc_pm6
 from forcewell.sources.qm9_raw import TARGETS
 from forcewell.system import Block
 
@@ -327,7 +328,7 @@ def test_moleculenet_is_repeatable_and_names_what_it_cannot_embed(tmp_path, caps
     assert "1 molecules that RDKit cannot read or embed, or that are too large, were left out: row 2 C1CC" in said
     assert len(first) == 9 and first.molecule.tolist() == ["CCO"] * 3 + ["[Cl-].[Na+]"] * 3 + ["CCO"] * 3
     salt = first.system(3)
-    assert np.linalg.norm(salt.positions[0] - salt.positions[1]) == pytest.approx(moleculenet.GAP)
+    assert np.linalg.norm(salt.positions[0] - salt.positions[1]) == pytest.approx(GAP)
     assert first.source == "moleculenet/freesolv" and first.smiles[-1] == "OCC"
     with pytest.raises(InputError, match="none of the seven sets"):
         read("moleculenet", _csv(tmp_path / "b.csv", "a,smiles\n1,C\n"))

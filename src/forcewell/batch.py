@@ -24,14 +24,22 @@ class Targets:
     stress: Tensor  # (M, 3, 3) eV/Å³
     equilibrium: Tensor  # (M,) 1 yes, 0 no, -1 unknown
     noise_target: Tensor  # (N, 3) what the objective named by ``role`` should find; NaN elsewhere
+    properties: Tensor  # (M, P) float64, the P properties that the run learns, in the order of its potential's head
+
+    def cleared(self) -> Targets:
+        """The same with every label unknown."""
+        empty = {f.name: torch.full_like(getattr(self, f.name), torch.nan) for f in dataclasses.fields(self) if f.name != "equilibrium"}
+        return Targets(**empty, equilibrium=torch.full_like(self.equilibrium, -1))
 
 
 @dataclass(slots=True)
 class Batch:
     """M conformations with N atoms in total.
 
-    ``role`` says what a conformation is for: 0 data as they are, k > 0 a copy that the k-th objective appended (its
+    ``role`` says what a conformation is for: 0 data as they are, k > 0 one that belongs to an objective alone (its
     labels are cleared, so nothing leaks). ``condition`` selects a learned token (0: none, always so at inference).
+    ``given_forces`` are an input, NaN where not given, as always at inference. ``fragment`` numbers the pieces that remain of a
+    molecule without its rotatable bonds, where they are known (-1: not), for objectives that turn them.
     ``source`` and ``index`` name the sample; ``level`` is the index of its level of theory in the potential's list.
 
     >>> batch = Batch.from_systems([System({"numbers": np.array([8, 1, 1]), "positions": np.eye(3)})])
@@ -55,6 +63,8 @@ class Batch:
     index: Tensor  # (M,)
     role: Tensor  # (M,)
     condition: Tensor  # (M,)
+    given_forces: Tensor  # (N, 3) eV/Å
+    fragment: Tensor  # (N,)
     targets: Targets
 
     @classmethod
@@ -80,7 +90,9 @@ class Batch:
 
         counts = torch.from_numpy(np.ascontiguousarray(block.counts))
         forces = column("forces")
-        targets = Targets(column("energy"), forces, column("stress"), column("equilibrium"), torch.full_like(forces, torch.nan))
+        unknown = torch.full_like(forces, torch.nan)
+        none = torch.zeros(frames, 0, dtype=torch.float64)
+        targets = Targets(column("energy"), forces, column("stress"), column("equilibrium"), unknown, none)
         inputs = {name: column(name) for name in ("numbers", "positions", "formal_charges", "charge", "spin", "cell", "pbc")}
         return cls(
             **inputs,
@@ -91,6 +103,8 @@ class Batch:
             index=per_molecule(np.arange(frames) if index is None else index),
             role=torch.zeros(frames, dtype=torch.long),
             condition=torch.zeros(frames, dtype=torch.long),
+            given_forces=unknown.clone(),
+            fragment=torch.full((atoms,), -1),
             targets=targets,
         )
 
@@ -111,7 +125,7 @@ class Batch:
         """Moved to a device and with model floats in ``dtype``; energies stay float64."""
 
         def move(name: str, tensor: Tensor) -> Tensor:
-            floats = tensor.dtype.is_floating_point and name != "energy"
+            floats = tensor.dtype.is_floating_point and name not in ("energy", "properties")
             return tensor.to(device=device, dtype=dtype if floats and dtype is not None else tensor.dtype)
 
         return self._map(move)
@@ -133,7 +147,7 @@ class Batch:
 
 
 def _per_atom(name: str) -> bool:
-    return name in ATOM_FIELDS or name in ("molecule", "noise_target")
+    return name in ATOM_FIELDS or name in ("molecule", "noise_target", "given_forces", "fragment")
 
 
 def concatenate(batches: Sequence[Batch]) -> Batch:

@@ -10,6 +10,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from forcewell import __version__, data_commands
+from forcewell.conformers_command import conformers
 from forcewell.display import say
 from forcewell.errors import InputError
 from forcewell.process import keep_memory
@@ -21,6 +22,7 @@ app = App(
     help="Force-centric pre-training, fine-tuning, simulation and evaluation of models of 3D molecules.",
     suppress_keyboard_interrupt=False,  # main says how to go on
 )
+data_commands.app.command(conformers)
 app.command(data_commands.app)
 app.command(simulate)
 

@@ -25,8 +25,8 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-# Not a user's to set: the objectives of a run decide how many conditioning tokens it needs.
-_DECIDED = ("conditions",)
+# Not a user's to set: the objectives of a run decide how many conditioning tokens it needs, and whether forces are given.
+_DECIDED = ("conditions", "given_forces")
 
 
 def _encoder_section(name: str) -> type[_Section]:
@@ -71,6 +71,12 @@ class HeadConfig(_Section):
 
     energy: Literal[tuple(ENERGY_HEADS)] | None = None  # type: ignore[valid-type]
     noise: Literal[False, True, *NOISE_HEADS] = False  # type: ignore[valid-type]
+    level_scale: bool = False  # a learned factor of energies and forces for each level of theory
+
+
+def head_config(settings: Mapping[str, Any]) -> HeadConfig:
+    """The section of a model file's heads; what the objectives decided is left out."""
+    return HeadConfig(**{key: value for key, value in settings.items() if key in HeadConfig.model_fields})
 
 
 class ModelConfig(_Section):
@@ -167,6 +173,11 @@ def recipes() -> list[str]:
     )
 
 
+def _recipe_names() -> str:
+    """For a message: most have a twin for two cores, which goes without saying but once."""
+    return ", ".join(name for name in recipes() if not name.endswith("-small")) + "; most also as NAME-small"
+
+
 _ENCODER_CHANGES = ("model=", "model.encoder=", "model.encoder.name=")
 
 
@@ -208,11 +219,11 @@ def _text(name: str) -> tuple[str, str]:
         except UnicodeDecodeError:
             raise InputError(f"{name} is not text; expected a YAML configuration") from None
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        raise InputError(f"{name} does not exist; expected a YAML file or a recipe ({', '.join(recipes())})")
+        raise InputError(f"{name} does not exist; expected a YAML file or a recipe ({_recipe_names()})")
     if name not in recipes():
         from forcewell.errors import nearest
 
-        raise InputError(f"there is no recipe {name!r}{nearest(name, recipes())} (recipes: {', '.join(recipes())}; or give a YAML file)")
+        raise InputError(f"there is no recipe {name!r}{nearest(name, recipes())} (recipes: {_recipe_names()}; or give a YAML file)")
     return (resources.files("forcewell.recipes") / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}"
 
 

@@ -80,6 +80,7 @@ class TrainingDisplay:
             self._progress.update(self._task, status=status)
             return
         forces = f"  forces {line['force_mae']:.1f} meV/Å" if "force_mae" in line else ""
+        energies = f"  energies {line['energy_mae']:.1f} meV" if "energy_mae" in line else ""
         best = "  (best)" if line["best"] else ""
         throughput = f"  {self._rate:.0f} molecules/s" if self._rate else ""
-        say(f"step {step:>6}/{self.steps}  validation loss {line['loss']:.5f}{forces}{throughput}{best}")
+        say(f"step {step:>6}/{self.steps}  validation loss {line['loss']:.5f}{forces}{energies}{throughput}{best}")

@@ -43,6 +43,9 @@ def _print(result: dict[str, object]) -> None:
         say(f"  {name:13s} " + (f"{value:10.3f} {unit}" if isinstance(value, float) else "  no labels to compare with"))
     if result.get("energy_shift"):
         say(f"  energies: {result['energy_shift']}")
+    found: dict[str, dict[str, float | None]] = result.get("properties", {})  # type: ignore[assignment]
+    for name, errors in found.items():
+        say(f"  {name}: " + ", ".join(f"{kind} {value:.4g}" if value is not None else f"{kind} unknown" for kind, value in errors.items()))
     for symbol, value in dict(result.get("per_element", {})).items():  # type: ignore[call-overload]
         say(f"  force_mae {symbol:3s} {value:10.3f} meV/Å")
     share = result["training_overlap"]

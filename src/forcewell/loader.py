@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from forcewell.batch import Batch
 from forcewell.errors import InputError
 from forcewell.fields import ATOM_FIELDS
+from forcewell.rotors import fragments_of
 from forcewell.store import Dataset, Gatherer
 from forcewell.system import Block
 
@@ -25,7 +26,8 @@ AHEAD = 2048  # samples read together: 1 MB of 17-atom molecules
 class Source:
     """One data set in training: its usable rows, sampling weight and, per row, the copies that objectives append.
 
-    levels: for each of the data set's levels of theory, its index in the potential's list.
+    levels: for each of the data set's levels of theory, its index in the potential's list. properties: (len(data), P) those
+    that the run learns. rotors: whether an objective turns rotatable bonds, which a SMILES tells best.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Source:
     weight: float
     copies: np.ndarray  # (len(data),) integers, of any width
     levels: np.ndarray
+    properties: np.ndarray | None = None
+    rotors: bool = False
 
 
 @dataclass(slots=True)
@@ -177,7 +181,8 @@ class Loader:
             molecules, atoms = slice(start, stop), slice(offsets[start], offsets[stop])
             arrays = {name: values[atoms if name in ATOM_FIELDS else molecules] for name, values in found.block.arrays.items()}
             block = Block(found.block.counts[molecules], arrays)
-            yield Batch.from_block(block, dtype=self.dtype, level=level[molecules], source=part[0], index=part[1])
+            batch = Batch.from_block(block, dtype=self.dtype, level=level[molecules], source=part[0], index=part[1])
+            yield completed(batch, dict(enumerate(self.sources)))
             start = stop
 
 
@@ -186,10 +191,35 @@ def _cost(source: Source, rows: np.ndarray) -> np.ndarray:
     return source.data.counts[rows] * (1 + source.copies[rows].astype(np.int64))
 
 
+def completed(batch: Batch, sources: Mapping[int, Source]) -> Batch:
+    """The batch with the properties of its samples, and the pieces between their rotatable bonds by their SMILES, where
+    objectives want them. Sources by their number in the run."""
+    wanted = [source.properties for source in sources.values() if source.properties is not None]
+    if wanted:
+        columns = np.full((len(batch), wanted[0].shape[1]), np.nan)
+        for number, source in sources.items():
+            rows = np.flatnonzero(batch.source.numpy() == number)
+            if source.properties is not None:
+                columns[rows] = source.properties[batch.index.numpy()[rows]]
+        batch.targets.properties = torch.from_numpy(columns)
+    offsets = batch.offsets.tolist()
+    for number, source in sources.items():
+        if source.rotors:
+            rows = np.flatnonzero(batch.source.numpy() == number)
+            block = source.data.block(batch.index.numpy()[rows])
+            for k, row in enumerate(rows.tolist()):
+                system = block.system(k)
+                pieces = fragments_of(system.smiles, system.numbers, system.positions)
+                if pieces is not None:
+                    batch.fragment[offsets[row] : offsets[row + 1]] = torch.from_numpy(pieces)
+    return batch
+
+
 def batch_of(source: Source, number: int, rows: np.ndarray, dtype: torch.dtype) -> Batch:
     """The rows of a source as a batch; ``number`` is the source's index in the run."""
     found = Gatherer([source.data])(rows, bare=True)
-    return Batch.from_block(found.block, dtype=dtype, level=source.levels[found.level], source=number, index=rows)
+    batch = Batch.from_block(found.block, dtype=dtype, level=source.levels[found.level], source=number, index=rows)
+    return completed(batch, {number: source})
 
 
 def fixed_batches(sources: Sequence[Source], batch_size: int, max_atoms: int, dtype: torch.dtype) -> list[Batch]:

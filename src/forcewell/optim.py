@@ -62,3 +62,5 @@ def update_average(average: nn.Module, model: nn.Module, decay: float, step: int
     decay = min(decay, (1 + step) / (10 + step))
     for ours, theirs in zip(average.parameters(), model.parameters(), strict=True):
         ours.lerp_(theirs, 1 - decay)
+    for ours, theirs in zip(average.buffers(), model.buffers(), strict=True):  # running statistics
+        ours.copy_(theirs)

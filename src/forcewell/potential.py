@@ -15,7 +15,8 @@ from forcewell.batch import Batch
 from forcewell.errors import InputError, nearest
 from forcewell.fused import INSTRUCTIONS, Fused, library, width
 from forcewell.nn import Features, encoder
-from forcewell.nn.heads import ENERGY_HEADS, NOISE_HEADS, Displacement, GradientNoise, read_out
+from forcewell.nn.heads import ENERGY_HEADS, NOISE_HEADS, PROPERTY_HEADS, Displacement, GradientNoise, read_out
+from forcewell.nn.normaliser import RunningNormaliser
 from forcewell.system import System, block_of
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Prediction:
     forces: Tensor | None = None  # (N, 3) eV/Å
     stress: Tensor | None = None  # (M, 3, 3) eV/Å³
     noise: Tensor | None = None  # (N, 3), where the potential has a noise head
+    properties: Tensor | None = None  # (M, P) standardised, where it has a property head (``Potential.property_values``)
 
 
 class Potential(nn.Module):
@@ -44,6 +46,11 @@ class Potential(nn.Module):
     (119,) float64 eV by atomic number; they are outside the network, so float32 never sees a total energy. Entry 0, which
     is no element, is added once per molecule (zero but for converted models that have such a constant).
     elements: atomic numbers met in training.
+
+    What a run's objectives need is in ``head``, too. properties: {"names", "pool", "classes", "mean", "spread"}, P numbers per molecule,
+    standardised by mean and spread, or logits of classes. normalise: settings of the running normalisation of noise targets
+    (nn/normaliser.py), if any. level_scale: a learned factor of energies and forces for each level of theory (at first 1), so that data of
+    levels whose forces differ in size can be pooled.
     """
 
     def __init__(
@@ -62,13 +69,24 @@ class Potential(nn.Module):
         noise = head["noise"] = self.encoder.noise_head if head.get("noise") is True else head.get("noise", False)
         self.head = read_out(self.encoder, head["energy"], ENERGY_HEADS)
         self.noise_head = read_out(self.encoder, noise, NOISE_HEADS) if noise else None
+        self.properties = tuple(head["properties"]["names"]) if head.get("properties") else ()
+        self.property_head = self._property_head(head) if self.properties else None
+        self.noise_normaliser = RunningNormaliser(**head["normalise"]) if head.get("normalise") else None
         self.levels = tuple(levels)
+        scaled = bool(head.get("level_scale")) and self.levels
+        self.level_scale: Tensor | None
+        self.register_parameter("level_scale", nn.Parameter(torch.zeros(len(self.levels))) if scaled else None)
         if self.encoder.levels is not None and len(self.levels) > len(self.encoder.levels):
             raise InputError(f"the encoder embeds {len(self.encoder.levels)} levels of theory, and these are {len(self.levels)}")
         self.references = {level: np.zeros(ELEMENTS) for level in self.levels}
         self.references |= {level: np.asarray(values, dtype=np.float64) for level, values in (references or {}).items()}
         self.elements = tuple(sorted(elements))
         self._fused: Fused | None = None
+
+    def _property_head(self, head: dict[str, Any]) -> nn.Module:
+        default = "equivariant" if "vectors" in self.encoder.provides else "pooled"
+        described = head["properties"] = {**head["properties"], "pool": head["properties"].get("pool") or default}
+        return read_out(self.encoder, described["pool"], PROPERTY_HEADS, len(self.properties))
 
     @property
     def cutoff(self) -> float:
@@ -86,9 +104,16 @@ class Potential(nn.Module):
         return next(self.parameters()).device
 
     def forward(
-        self, batch: Batch, *, forces: bool = True, stress: bool = False, noise: bool = False, create_graph: bool = False
+        self,
+        batch: Batch,
+        *,
+        forces: bool = True,
+        stress: bool = False,
+        noise: bool = False,
+        properties: bool = False,
+        create_graph: bool = False,
     ) -> Prediction:
-        """Energy, and on request forces, stress and the noise head's output.
+        """Energy, and on request forces, stress, the noise head's output and the property head's.
 
         create_graph keeps the forces differentiable (training), and noise that is a gradient; the input batch is never
         changed. An objective that needs neither forces nor stress passes ``forces=False`` and no second-order graph is
@@ -96,12 +121,18 @@ class Potential(nn.Module):
         """
         if noise and self.noise_head is None:
             raise InputError("this potential has no noise head; set model.head.noise to true before pre-training")
+        if properties and self.property_head is None:
+            raise InputError("this model has no properties; train it with the objective property first")
         gradient_noise = noise and isinstance(self.noise_head, GradientNoise)
         differentiate = forces or stress or gradient_noise
-        kernels = self._kernels(batch) if forces and not stress and not noise else None
+        kernels = self._kernels(batch) if forces and not stress and not noise and not properties else None
         if kernels is not None:
             atomic, found = kernels(batch, create_graph and torch.is_grad_enabled())
-            return Prediction(atomic.new_zeros(len(batch)).index_add(0, batch.molecule, atomic), found)
+            scale = self._scale(batch)
+            return Prediction(
+                atomic.new_zeros(len(batch)).index_add(0, batch.molecule, atomic) * scale,
+                found if self.level_scale is None else found * scale.index_select(0, batch.molecule)[:, None],
+            )
         with torch.enable_grad() if differentiate else torch.set_grad_enabled(torch.is_grad_enabled()):
             positions, cell, strain = batch.positions.detach(), batch.cell, None
             if forces or gradient_noise:
@@ -113,7 +144,9 @@ class Potential(nn.Module):
                 cell = cell @ deform
             moved = positions if strain is None else torch.einsum("na,nab->nb", positions, deform.index_select(0, batch.molecule))
             features: Features = self.encoder(dataclasses.replace(batch, positions=moved, cell=cell))
-            prediction = Prediction(self.head.energies(features, batch))  # type: ignore[operator]
+            prediction = Prediction(self.head.energies(features, batch) * self._scale(batch))  # type: ignore[operator]
+            if properties and self.property_head is not None:
+                prediction.properties = self.property_head(features, batch)
             if noise:
                 prediction.noise = self._noise(features, positions, create_graph)
             if forces or stress:
@@ -121,6 +154,12 @@ class Potential(nn.Module):
         if not torch.is_grad_enabled() and not create_graph:
             prediction.energy = prediction.energy.detach()
         return prediction
+
+    def _scale(self, batch: Batch) -> Tensor:
+        """(M,) factor of each conformation's level of theory, or 1."""
+        if self.level_scale is None:
+            return torch.ones((), dtype=self.dtype, device=self.device)
+        return torch.exp(self.level_scale)[batch.level]
 
     def _noise(self, features: Features, positions: Tensor, create_graph: bool) -> Tensor:
         """(N, 3): what the noise head says, by its own kind."""
@@ -135,6 +174,8 @@ class Potential(nn.Module):
     def _kernels(self, batch: Batch) -> Fused | None:
         """Compiled kernels that give this batch's energy and forces, if there are any."""
         if batch.positions.dtype != torch.float32 or batch.positions.device.type != "cpu" or self.dtype != torch.float32:
+            return None
+        if self.encoder.force_embedding is not None and not bool(torch.isnan(batch.given_forces).all()):
             return None
         if self._fused is None:
             lanes = width(self.encoder, self.head)
@@ -179,6 +220,15 @@ class Potential(nn.Module):
         atomic = table[batch.level.index_select(0, batch.molecule), batch.numbers]
         return table[batch.level, 0].index_add(0, batch.molecule, atomic)
 
+    def property_values(self, prediction: Prediction) -> Tensor:
+        """(M, P) float64: the predicted properties in their units, or the probabilities of classes."""
+        assert prediction.properties is not None
+        described = self.config["head"]["properties"]
+        values = prediction.properties.detach().double()
+        if described["classes"]:
+            return torch.sigmoid(values)
+        return values * values.new_tensor(described["spread"]) + values.new_tensor(described["mean"])
+
     def total_energy(self, prediction: Prediction, batch: Batch) -> Tensor:
         """(M,) float64 eV, reference energies included."""
         return prediction.energy.double() + self.reference_energy(batch)
@@ -206,7 +256,8 @@ class Potential(nn.Module):
     ) -> dict[str, Any]:
         """Energies and forces of molecules, in batches of at most ``batch_atoms`` atoms.
 
-        Returns ``{"energy": (M,) eV float64, "forces": [(n, 3) eV/Å, ...]}`` and ``"stress": (M, 3, 3)`` on request.
+        Returns ``{"energy": (M,) eV float64, "forces": [(n, 3) eV/Å, ...]}``, ``"stress": (M, 3, 3)`` on request and, of a model
+        that was trained on properties, ``"properties": {name: (M,)}``.
         Raises InputError for unusable structures, unseen elements or an unknown level.
         """
         converted = [entry if isinstance(entry, System) else System.from_atoms(entry) for entry in systems]
@@ -215,17 +266,22 @@ class Potential(nn.Module):
             whole = block_of(converted)
             whole.validate()  # all at once, so that a message counts conformations as the caller does
             self.check_elements(whole.arrays["numbers"])
-        energies, forces, stresses = [], [], []
+        energies, forces, stresses, properties = [], [], [], []
         for group in _groups(converted, batch_atoms):
             batch = Batch.from_block(block_of(group), dtype=self.dtype, level=index).to(self.device)
-            out = self(batch, stress=stress)
+            out = self(batch, stress=stress, properties=bool(self.properties))
             energies.append(self.total_energy(out, batch).detach().cpu().numpy())
             forces += [part.numpy() for part in out.forces.detach().cpu().split(batch.counts.tolist())]
+            if self.properties:
+                properties.append(self.property_values(out).cpu().numpy())
             if stress:
                 stresses.append(out.stress.detach().cpu().numpy())
         result: dict[str, Any] = {"energy": np.concatenate(energies) if energies else np.zeros(0), "forces": forces}
         if stress:
             result["stress"] = np.concatenate(stresses) if stresses else np.zeros((0, 3, 3))
+        if self.properties:
+            columns = np.concatenate(properties) if properties else np.zeros((0, len(self.properties)))
+            result["properties"] = dict(zip(self.properties, columns.T, strict=True))
         return result
 
 

@@ -43,17 +43,20 @@ def minimum_norm(block: Block, energies: np.ndarray) -> tuple[np.ndarray, int]:
     return references, int(rank)
 
 
-def correct(potential: Potential, data: Sequence[tuple[Dataset, np.ndarray]], level: str, limit: int = 256) -> Correction | None:
+def correct(
+    potential: Potential, data: Sequence[tuple[Dataset, np.ndarray]], level: str, limit: int = 256, untrained: bool = False
+) -> Correction | None:
     """Adds the minimum-norm correction fitted to E_label - E_model on labelled rows of ``level``.
 
     data: data sets with the rows (indices) to use, up to ``limit`` of each; one fit for all, since they share the level.
+    untrained: the model says nothing yet, E_model is 0 and up to sixteen times as many rows are used.
     Changes ``potential.references[level]``; returns None, changing nothing, where no row has an energy.
     """
-    systems = [system for dataset, rows in data for system in _labelled(dataset, rows, level, limit)]
+    systems = [system for dataset, rows in data for system in _labelled(dataset, rows, level, limit * (16 if untrained else 1))]
     if not systems:
         return None
     block = block_of(systems)
-    error = block.arrays["energy"] - potential.predict(systems, level=level)["energy"]
+    error = block.arrays["energy"] - (0.0 if untrained else potential.predict(systems, level=level)["energy"])
     shift, rank = minimum_norm(block, error)
     potential.references[level] = potential.references[level] + shift
     remaining = error - np.array([shift[system.numbers].sum() for system in systems])

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 from forcewell.checkpoint import load_model, save_model, training_hashes, write_bytes
-from forcewell.config import HeadConfig, ModelConfig, RunConfig, dump_config, encoder_config
+from forcewell.config import RunConfig, dump_config
 from forcewell.display import TrainingDisplay, say
 from forcewell.doctor.levels import plan
 from forcewell.errors import InputError
 from forcewell.loader import Loader, Source, fixed_batches
+from forcewell.model_building import adopt, elements_of, fresh, learns_energies, with_model_of
 from forcewell.objectives import Objective
 from forcewell.optim import Schedule
 from forcewell.overlap import geometry_hashes, overlap, sketch, sketch_of
@@ -58,7 +59,9 @@ def pretrain(config: RunConfig, out: Path, resume: bool = False) -> Path:
         objectives, training, validation, levels = gather(
             config, out / "data", exclude=config.exclude or "benchmark", quiet=not fabric.is_global_zero
         )
-        potential = _fresh(config, objectives, training, validation, levels)
+        potential = fresh(config, objectives, training, validation, levels)
+        if learns_energies(objectives):
+            _correct(potential, training, quiet=not fabric.is_global_zero, untrained=True)
         if not begun:
             fit_scales(potential, training, config.seed, quiet=not fabric.is_global_zero)
         return _run(config, out, begun, fabric, Parts(potential, training, validation, objectives, [], np.zeros(0, dtype=np.uint64)))
@@ -76,25 +79,10 @@ def fitted(config: RunConfig, out: Path) -> dict[str, float]:
         raise InputError(f"model.encoder.name is {config.model.encoder.name}: only gemnet-t has scale factors to fit")
     with tempfile.TemporaryDirectory() as folder:
         objectives, training, validation, levels = gather(config, Path(folder), exclude=config.exclude or "benchmark")
-        potential = _fresh(config, objectives, training, validation, levels)
+        potential = fresh(config, objectives, training, validation, levels)
         factors = fit_scales(potential, training, config.seed)
         save_model(out, potential, **_details(config, Parts(potential, training, validation, objectives, [], np.zeros(0, dtype=np.uint64))))
     return factors
-
-
-def _fresh(
-    config: RunConfig, objectives: Sequence[Objective], training: Sequence[Source], validation: Sequence[Source], levels: Sequence[str]
-) -> Potential:
-    """An untrained potential. Raises InputError for data with elements that its encoder cannot embed."""
-    encoder = config.model.encoder.model_dump()
-    encoder["conditions"] = int(any(getattr(objective, "conditioned", False) for objective in objectives))
-    encoder["levels"] = max(encoder["levels"], len(levels)) if encoder["levels"] else 0
-    heaviest = max(_elements([*training, *validation]))
-    if heaviest >= encoder["elements"]:
-        raise InputError(f"model.encoder.elements is {encoder['elements']}: it must be above the data's atomic number {heaviest}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return Potential({"encoder": encoder, "head": config.model.head.model_dump()}, levels=levels, elements=_elements(training))
 
 
 def finetune(config: RunConfig, model: Path, out: Path, resume: bool = False) -> Path:
@@ -105,7 +93,7 @@ def finetune(config: RunConfig, model: Path, out: Path, resume: bool = False) ->
     """
     fabric = _fabric(config)
     parent, description = load_model(model)
-    config = _with_model_of(parent, config)
+    config = with_model_of(parent, config)
     with _claimed(config, out, resume, fabric) as begun:
         if begun and (old := load_model(out / MODEL)[1]["ancestry"][-1]["model"]) != str(model):
             raise InputError(f"{out} was started from {old}; resume it with the same --from")
@@ -114,17 +102,17 @@ def finetune(config: RunConfig, model: Path, out: Path, resume: bool = False) ->
         )
         if not config.new_elements:
             try:
-                parent.check_elements(np.array(_elements([*training, *validation])))
+                parent.check_elements(np.array(elements_of([*training, *validation])))
             except InputError as error:
                 raise InputError(f"{error}; set new_elements=true to train their embeddings from scratch") from None
-        potential = _adopt(parent, objectives, [*training, *validation], levels, config.seed, quiet=not fabric.is_global_zero)
+        potential = adopt(parent, objectives, [*training, *validation], levels, config.seed, quiet=not fabric.is_global_zero)
         known = training_hashes(model)
         if fabric.is_global_zero:
             _tell_overlap(training, known)
-            learned = any("energy" in objective.name for objective in objectives)
-            for line in plan([(source.name, source.data, source.rows) for source in training], parent.references, learned):
+            rows = [(source.name, source.data, source.rows) for source in training]
+            for line in plan(rows, parent.references, learns_energies(objectives)):
                 say(line)
-            _correct(potential, training)
+        _correct(potential, training, quiet=not fabric.is_global_zero)
         ancestry = [
             *description.get("ancestry", []),
             {"model": str(model), "data": description.get("data", []), "training": description.get("training", {})},
@@ -132,53 +120,8 @@ def finetune(config: RunConfig, model: Path, out: Path, resume: bool = False) ->
         return _run(config, out, begun, fabric, Parts(potential, training, validation, objectives, ancestry, known))
 
 
-def _with_model_of(parent: Potential, config: RunConfig) -> RunConfig:
-    """The configuration with the parent's network in it: fine-tuning does not change that."""
-    model = ModelConfig(encoder=encoder_config(parent.config["encoder"]), head=HeadConfig(**parent.config["head"]))
-    if config.model not in (ModelConfig(), model):
-        say("the network is that of the model file; the configuration's own 'model' is not used")
-    return config.model_copy(update={"model": model})
-
-
-def _adopt(
-    parent: Potential, objectives: Sequence[Objective], sources: Sequence[Source], levels: Sequence[str], seed: int, quiet: bool
-) -> Potential:
-    """The parent's network with this run's levels last, its elements added, and a report of its tensors."""
-    config = {"encoder": dict(parent.config["encoder"]), "head": dict(parent.config["head"])}
-    wanted = int(any(getattr(objective, "conditioned", False) for objective in objectives))
-    config["encoder"]["conditions"] = max(wanted, int(config["encoder"].get("conditions", 0)))
-    order = [level for level in parent.levels if level not in levels] + list(levels)
-    if config["encoder"].get("levels"):
-        config["encoder"]["levels"] = max(config["encoder"]["levels"], len(order))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        potential = Potential(config, levels=order, references=parent.references, elements=sorted({*parent.elements, *_elements(sources)}))
-    theirs, ours = parent.state_dict(), potential.state_dict()
-    loaded = [name for name, value in theirs.items() if name in ours and ours[name].shape == value.shape]
-    potential.load_state_dict({name: theirs[name] for name in loaded}, strict=False)
-    _carry_levels(parent, potential)
-    if not quiet:
-        new, dropped = sorted(set(ours) - set(loaded)), sorted(set(theirs) - set(loaded))
-        say(f"tensors loaded: {len(loaded)} of {len(ours)}; new: {', '.join(new) or 'none'}; dropped: {', '.join(dropped) or 'none'}")
-    for source in sources:
-        source.levels = np.array([potential.levels.index(level) for level in source.data.levels], dtype=np.int64)
-    return potential
-
-
-def _carry_levels(parent: Potential, potential: Potential) -> None:
-    """Where the encoder embeds levels of theory, each keeps its vector at its new place; a new one starts as their mean."""
-    if potential.encoder.levels is None or parent.encoder.levels is None:
-        return
-    known = parent.encoder.levels.detach()
-    places = {level: row for row, level in enumerate(parent.levels)}
-    with torch.no_grad():
-        potential.encoder.levels.zero_()
-        for row, level in enumerate(potential.levels):
-            potential.encoder.levels[row] = known[places[level]] if level in places else known[: max(len(places), 1)].mean(0)
-
-
 def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) -> Path:
-    """Trains, then fits the reference energies of every labelled level once more to the best model."""
+    """Trains, then fits the reference energies of every labelled level once more to the best model, unless it learned energies."""
     dtype = torch.float64 if config.hardware.precision == "64-true" else torch.float32
     potential = parts.potential.to(dtype)
     settings, optimiser = config.training, config.optimiser
@@ -230,17 +173,18 @@ def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) 
         train(trainer, resume)
     if fabric.is_global_zero:
         best, description = load_model(out / MODEL)
-        _correct(best, parts.training)
-        save_model(out / MODEL, best, hashes=hashes, training=description["training"], **details)
+        if not learns_energies(parts.objectives):  # those were learned with the references as they are
+            _correct(best, parts.training)
+            save_model(out / MODEL, best, hashes=hashes, training=description["training"], **details)
         say(f"best model: {out / MODEL} (step {description['training']['step']})")
     fabric.barrier()
     return out / MODEL
 
 
-def _correct(potential: Potential, sources: Sequence[Source]) -> None:
+def _correct(potential: Potential, sources: Sequence[Source], quiet: bool = False, untrained: bool = False) -> None:
     for level in dict.fromkeys(level for source in sources for level in source.data.levels):
-        correction = correct(potential, [(source.data, source.rows) for source in sources], level)
-        if correction is not None:
+        correction = correct(potential, [(source.data, source.rows) for source in sources], level, untrained=untrained)
+        if correction is not None and not quiet:
             say(str(correction))
 
 
@@ -353,10 +297,6 @@ def _unpack(config: RunConfig, out: Path, fabric: Any) -> None:
                 bundled(path.removeprefix("bundled:"), out / "data")
 
     _first(fabric, unpack)
-
-
-def _elements(sources: Sequence[Source]) -> list[int]:
-    return sorted({int(z) for source in sources for z in source.data.elements})
 
 
 def _sketch(parts: Parts) -> np.ndarray:

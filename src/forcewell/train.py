@@ -15,10 +15,11 @@ from torch import Tensor
 
 from forcewell.batch import Batch
 from forcewell.errors import InputError
+from forcewell.evaluate.errors import EnergyErrors
 from forcewell.loader import Loader
-from forcewell.objectives import DATA, Noise, Objective
+from forcewell.objectives import DATA, Noise, Objective, noisy, share
 from forcewell.optim import Schedule, update_average
-from forcewell.potential import Potential
+from forcewell.potential import Potential, Prediction
 from forcewell.runstate import load_state, save_state
 
 if TYPE_CHECKING:
@@ -101,18 +102,18 @@ def train(run: Trainer, resume: bool = False) -> dict[str, Any]:
 
 def _update(run: Trainer, batch: Batch) -> tuple[dict[str, float], float]:
     """One optimiser step; returns the terms of the loss (averaged over all processes) and the loss."""
-    batch = batch.to(run.fabric.device)
     for group in run.optimiser.param_groups:
         group["lr"] = run.schedule.rate(run.step)
-    prepared = _prepare(run.objectives, batch, Noise(run.seed, run.step))
-    loss, terms = _loss(run, run._module, prepared, create_graph=True)
+    prepared = _prepare(run, batch, Noise(run.seed, run.step))
+    prediction = run._module(prepared, create_graph=True, **_outputs(run))
+    weights = [share(objective, run.step / run.steps) for objective in run.objectives]
+    loss, terms, value = _loss(run, prediction, prepared, weights)
     # A rank whose share lacks a term, and parameters that forces do not depend on (the last bias), still take part.
-    share = loss * run.fabric.world_size + 0.0 * sum(p.sum() for p in run.potential.parameters())
-    value = sum(float(terms[o.name]) * o.weight for o in run.objectives)
-    if not torch.isfinite(torch.tensor(value)):
+    total = loss * run.fabric.world_size + 0.0 * sum(p.sum() for p in run.potential.parameters())
+    if not math.isfinite(value):
         _stop(run, run.potential, prepared)
     run.optimiser.zero_grad()
-    run.fabric.backward(share)
+    run.fabric.backward(total)
     if run.clip is not None:
         run.fabric.clip_gradients(run._module, run.optimiser, max_norm=run.clip, error_if_nonfinite=False)
     run.optimiser.step()
@@ -121,57 +122,88 @@ def _update(run: Trainer, batch: Batch) -> tuple[dict[str, float], float]:
     return terms, value
 
 
-def _prepare(objectives: Sequence[Objective], batch: Batch, noise: Noise) -> Batch:
-    for objective in objectives:
+def _outputs(run: Trainer) -> dict[str, bool]:
+    """What the potential must compute: without forces no second-order graph is built."""
+    needed = frozenset().union(*(objective.needs for objective in run.objectives))
+    return {name: name in needed for name in ("forces", "noise", "properties")}
+
+
+def _prepare(run: Trainer, batch: Batch, noise: Noise) -> Batch:
+    """On the device, labels in the network's own terms, and with what the objectives add."""
+    batch = batch.to(run.fabric.device)
+    targets = batch.targets
+    targets.energy = targets.energy - run.potential.reference_energy(batch)
+    if targets.properties.shape[1]:
+        described = run.potential.config["head"]["properties"]
+        targets.properties = (targets.properties - targets.properties.new_tensor(described["mean"])) / targets.properties.new_tensor(
+            described["spread"]
+        )
+    for objective in run.objectives:
         batch = objective.prepare(batch, noise)
+    normaliser = run.potential.noise_normaliser
+    reader: Any = next((objective for objective in run.objectives if "noise" in objective.needs), None)
+    if normaliser is not None and reader is not None:
+        atoms = noisy(batch, reader)
+        found = batch.targets.noise_target
+        if noise.training:
+            moments = run.fabric.all_reduce(normaliser.moments(found[atoms]), reduce_op="sum")
+            normaliser.observe(moments)  # type: ignore[arg-type]
+        batch.targets.noise_target = torch.where(atoms[:, None], normaliser(found), found)
     return batch
 
 
-def _loss(run: Trainer, model: Any, batch: Batch, create_graph: bool) -> tuple[Tensor, dict[str, float]]:
-    """This process's share of the weighted loss, and each term averaged over all processes."""
-    prediction = model(batch, create_graph=create_graph)
+def _loss(run: Trainer, prediction: Prediction, batch: Batch, weights: Sequence[float]) -> tuple[Tensor, dict[str, float], float]:
+    """This process's share of the weighted loss, and each term averaged, and the loss, over all processes."""
     parts = [objective.loss(prediction, batch) for objective in run.objectives]
     sums = torch.stack([torch.stack([part.total.detach().double(), part.count]) for part in parts])
     sums = run.fabric.all_reduce(sums, reduce_op="sum")
     assert isinstance(sums, Tensor)
     counts = sums[:, 1].clamp(min=1.0)
     terms = {objective.name: float(total) for objective, total in zip(run.objectives, sums[:, 0] / counts, strict=True)}
-    shares = [
-        objective.weight * part.total / count.to(part.total.dtype)
-        for objective, part, count in zip(run.objectives, parts, counts, strict=True)
-    ]
-    return torch.stack(shares).sum(), terms
+    shares, value = [], 0.0
+    for objective, part, total, count, weight in zip(run.objectives, parts, sums[:, 0], counts, weights, strict=True):
+        divisor = count if objective.reduction == "mean" else torch.ones_like(count)
+        shares.append(weight * part.total / divisor.to(part.total.dtype))
+        value += float(total / divisor) * weight
+    return torch.stack(shares).sum(), terms, value
 
 
+@torch.no_grad()
 def _validate(run: Trainer) -> None:
-    """Loss terms and force errors of the averaged weights on the validation batches, all processes sharing them."""
+    """Loss terms, force and energy errors of the averaged weights on the validation batches, all processes sharing them."""
     model = run.average.eval()
+    outputs = _outputs(run)
     sums = torch.zeros(len(run.objectives) + 1, 2, dtype=torch.float64)
-    suspect = None
+    energies, suspect = EnergyErrors(), None
     for number, batch in enumerate(run.validation):
         if number % run.fabric.world_size != run.fabric.global_rank:
             continue
-        prepared = _prepare(run.objectives, batch.to(run.fabric.device), Noise(run.seed, VALIDATION_STEP))
-        prediction = model(prepared)
+        prepared = _prepare(run, batch, Noise(run.seed, VALIDATION_STEP, training=False))
+        prediction = model(prepared, **outputs)
         for row, objective in enumerate(run.objectives):
             part = objective.loss(prediction, prepared)
             sums[row] += torch.stack([part.total.double(), part.count]).cpu()
         if suspect is None and not bool(torch.isfinite(sums).all()):
             suspect = prepared
-        known = torch.isfinite(prepared.targets.forces).all(dim=1) & (prepared.role == DATA).index_select(0, prepared.molecule)
-        error = (prediction.forces[known] - prepared.targets.forces[known]).abs()
-        sums[-1] += torch.tensor([float(error.double().sum()), float(error.numel())], dtype=torch.float64)
+        if prediction.forces is not None:
+            known = torch.isfinite(prepared.targets.forces).all(dim=1) & (prepared.role == DATA).index_select(0, prepared.molecule)
+            error = (prediction.forces[known] - prepared.targets.forces[known]).abs()
+            sums[-1] += torch.tensor([float(error.double().sum()), float(error.numel())], dtype=torch.float64)
+        energies.add(prepared.take(prepared.role == DATA), (prediction.energy.double() - prepared.targets.energy)[prepared.role == DATA])
     sums = run.fabric.all_reduce(sums.to(run.fabric.device), reduce_op="sum").cpu()  # type: ignore[union-attr]
     if float(sums[:-1, 1].sum()) == 0:
         raise InputError("the validation data carry nothing that the objectives need (labelled forces, or minima); give data that do")
     means = (sums[:, 0] / sums[:, 1].clamp(min=1.0)).tolist()
     terms = {objective.name: mean for objective, mean in zip(run.objectives, means, strict=False)}
-    loss = sum(objective.weight * terms[objective.name] for objective in run.objectives)
+    # An objective whose weight ends at zero does not choose the model.
+    loss = sum(objective.weight * terms[objective.name] for objective in run.objectives if objective.until is None)
     if not math.isfinite(loss):
         _stop(run, model, suspect)
     line: dict[str, Any] = {"kind": "validation", "loss": loss, "terms": terms, "seconds": round(run.seconds, 2)}
     if float(sums[-1, 1]) > 0:
         line["force_mae"] = means[-1] * 1000  # meV/Å
+    trained = any("energy" in objective.needs for objective in run.objectives)
+    line |= EnergyErrors.of(_from_all(run, energies)).summary(trained)
     run.schedule.observe(loss, run.step)
     line["best"] = loss < run.best
     _log(run, line)
@@ -217,12 +249,14 @@ def _stop(run: Trainer, model: Potential, batch: Batch | None) -> None:
 
 
 def _spoiled(model: Potential, batch: Batch) -> Tensor:
-    """(M,) mask of conformations with forces, positions or squared errors that are not finite."""
-    forces, labels = model(batch).forces, batch.targets.forces
+    """(M,) mask of conformations with energies, forces, positions or squared errors that are not finite."""
+    found, labels = model(batch), batch.targets.forces
+    forces = found.forces
     assert forces is not None
     # A label of 1e20 eV/Å is finite, but its square is not.
     finite = torch.isfinite(forces) & torch.isfinite(batch.positions) & (torch.isnan(labels) | torch.isfinite((forces - labels) ** 2))
-    return torch.zeros(len(batch), device=finite.device).index_add(0, batch.molecule, (~finite.all(dim=1)).float()) > 0
+    energy = torch.isfinite(found.energy) & ~torch.isinf(batch.targets.energy) & ~torch.isinf(batch.targets.properties).any(dim=1)
+    return (torch.zeros(len(batch), device=finite.device).index_add(0, batch.molecule, (~finite.all(dim=1)).float()) > 0) | ~energy
 
 
 def _from_all(run: Trainer, value: Any) -> list[Any]:

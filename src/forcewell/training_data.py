@@ -14,7 +14,7 @@ from forcewell.display import say
 from forcewell.errors import InputError, nearest
 from forcewell.importing import import_source
 from forcewell.loader import Source
-from forcewell.objectives import PRESETS, Objective, build
+from forcewell.objectives import PRESETS, FractionalDenoising, Objective, PropertyMatching, build
 from forcewell.store import Dataset, Store, open_data
 
 # Data shipped in the package: name -> (source, files, whether it is a benchmark molecule's own trajectory).
@@ -74,9 +74,10 @@ def gather(
         copies = _copies(dataset, objectives, number)
         _serves(dataset, kept, objectives, number, name)
         order = np.array([levels.index(level) for level in dataset.levels], dtype=np.int64)
-        training.append(Source(name, dataset, kept, _weight(config, entry, len(kept)), copies, order))
+        extras = _extras(dataset, objectives)
+        training.append(Source(name, dataset, kept, _weight(config, entry, len(kept)), copies, order, *extras))
         # Also where nothing is held out: a source's place in the list is its number, which objectives may be limited to.
-        validation.append(Source(name, dataset, held, entry.weight, copies, order))
+        validation.append(Source(name, dataset, held, entry.weight, copies, order, *extras))
         if not quiet:
             stated = ", ".join(level or "level of theory not stated" for level in dataset.levels)
             say(f"{name}: {len(kept)} conformations to train on, {len(held)} to validate on; {stated}")
@@ -188,23 +189,40 @@ def _own_validation(config: RunConfig, dataset: Dataset, levels: list[str], obje
     if len(rows) > config.validation.maximum:
         rows = np.linspace(0, len(rows) - 1, config.validation.maximum).astype(np.int64)
     order = np.array([levels.index(level) for level in dataset.levels], dtype=np.int64)
-    return Source("validation", dataset, rows, 1.0, _copies(dataset, objectives, -1), order)
+    return Source("validation", dataset, rows, 1.0, _copies(dataset, objectives, -1), order, *_extras(dataset, objectives))
+
+
+def _extras(dataset: Dataset, objectives: Sequence[Objective]) -> tuple[np.ndarray | None, bool]:
+    """Columns of the properties that are learned, NaN where the data have none, and whether bonds are turned."""
+    rotors = any(isinstance(objective, FractionalDenoising) for objective in objectives)
+    for objective in objectives:
+        if isinstance(objective, PropertyMatching):
+            unknown = np.full(len(dataset), np.nan)
+            columns = [dataset.column(f"property:{name}") if name in dataset.properties else unknown for name in objective.names]
+            return np.stack(columns, axis=1), rotors
+    return None, rotors
 
 
 def _copies(dataset: Dataset, objectives: Sequence[Objective], number: int) -> np.ndarray:
     """(len(dataset),) copies that the objectives append to each conformation: they count against max_atoms."""
-    count = sum(objective.copies for objective in objectives if objective.sources is None or number in objective.sources)
-    if count == 0 or "equilibrium" not in dataset.fields:
-        return np.zeros(len(dataset), dtype=np.int8)
-    return count * (dataset.column("equilibrium") == 1).astype(np.int8)
+    applied = [objective.copied for objective in objectives if objective.sources is None or number in objective.sources]
+    copies = np.full(len(dataset), applied.count("all"), dtype=np.int8)
+    if "minima" in applied and "equilibrium" in dataset.fields:
+        copies += np.int8(applied.count("minima")) * (dataset.column("equilibrium") == 1).astype(np.int8)
+    return copies
 
 
 def _serves(dataset: Dataset, rows: np.ndarray, objectives: Sequence[Objective], number: int, name: str) -> None:
     """Raises InputError where no objective of the run can learn anything from this source."""
-    applied = [objective.name for objective in objectives if objective.sources is None or number in objective.sources]
+    applied = [objective for objective in objectives if objective.sources is None or number in objective.sources]
     minima = "equilibrium" in dataset.fields and bool((dataset.column("equilibrium")[rows] == 1).any())
-    useful = ("forces" in applied and "forces" in dataset.fields) or (minima and any(kind != "forces" for kind in applied))
-    if not useful:
-        raise InputError(
-            f"{name}: nothing to learn here with {', '.join(applied) or 'no objective'}: it has neither forces nor minima that they need"
-        )
+    fields, properties = frozenset(dataset.fields), frozenset(dataset.properties)
+    if any(objective.useful(fields, minima, properties) for objective in applied):
+        return
+    has = "it has neither forces nor minima that they need"
+    for objective in applied:
+        if isinstance(objective, PropertyMatching):
+            has = f"it has none of the properties {', '.join(objective.names)} (its own: {', '.join(sorted(properties)) or 'none'})"
+    if all("energy" in objective.needs for objective in applied):
+        has = "it has no energies"
+    raise InputError(f"{name}: nothing to learn here with {', '.join(objective.name for objective in applied) or 'no objective'}: {has}")

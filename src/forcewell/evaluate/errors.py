@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from forcewell.batch import Batch
 from forcewell.potential import Potential
@@ -28,22 +30,26 @@ def evaluate(
     per_element (force MAE by symbol), per_source; energy_mae and energy_rmse (meV per molecule), None where there is
     no energy label or, for compositions with a single frame, nothing to compare: force-trained energies have a free
     constant per composition, which is fitted away (``energy_shift``). n_conformations, n_atoms count all of the data.
+    energy_total_mae is without that shift, by the model's own reference energies. properties: of a model trained on some, by name
+    {"mae", "rmse"} in the data's units or, for classes, {"roc_auc"} (None where only one class is labelled).
     ``parity`` holds all labelled force components with their predictions as arrays (eV/Å).
     Raises InputError for elements that the model never saw.
     """
     potential.check_elements(np.array(data.elements))
     index = potential.level_index(level if level is not None else _shared_level(potential, data))
-    forces, labels, numbers, owners, energies = [], [], [], [], []
+    forces, labels, numbers, owners, energies, properties = [], [], [], [], [], []
     done = 0
     for rows in _chunks(data.counts, batch_atoms):
         batch = Batch.from_block(data.block(rows), dtype=potential.dtype, level=index).to(potential.device)
-        out = potential(batch)
+        out = potential(batch, properties=bool(potential.properties))
         assert out.forces is not None
         forces.append(out.forces.double().cpu().numpy())
         labels.append(batch.targets.forces.double().cpu().numpy())
         numbers.append(batch.numbers.cpu().numpy())
         owners.append(np.repeat(rows, data.counts[rows]))
         energies.append(potential.total_energy(out, batch).detach().cpu().numpy())
+        if potential.properties:
+            properties.append(potential.property_values(out).cpu().numpy())
         done += len(rows)
         progress(done)
     result: dict[str, Any] = {
@@ -53,6 +59,8 @@ def evaluate(
     }
     result |= _force_errors(np.concatenate(forces), np.concatenate(labels), np.concatenate(numbers), np.concatenate(owners), data)
     result |= _energy_errors(np.concatenate(energies), data)
+    if properties:
+        result["properties"] = property_errors(potential, np.concatenate(properties), data)
     return result
 
 
@@ -115,16 +123,78 @@ def _energy_errors(energies: np.ndarray, data: Dataset) -> dict[str, Any]:
         parts = np.split(block.arrays["numbers"], block.offsets[1:-1])
         for row, part in zip(known[start : start + 4096], parts, strict=True):
             formulas.setdefault((int(level[row]), np.sort(part).tobytes()), []).append(int(row))
+    result = {"energy_total_mae": _mean(energies[known] - labels[known])} if len(known) else {}
     errors = [energies[rows] - labels[rows] for rows in formulas.values() if len(rows) > 1]
     if not errors:
-        return {"energy_mae": None, "energy_rmse": None}
+        return {"energy_mae": None, "energy_rmse": None, **result}
     shifted = np.concatenate([error - error.mean() for error in errors])
     return {
         "energy_mae": float(np.abs(shifted).mean() * MILLI),
         "energy_rmse": float(np.sqrt((shifted**2).mean()) * MILLI),
         "energy_shift": "mean error of each composition and level of theory removed",
         "energy_conformations": len(shifted),
+        **result,
     }
+
+
+def property_errors(potential: Potential, values: np.ndarray, data: Dataset) -> dict[str, dict[str, float | None]]:
+    """Errors of properties (len(data), P) that the data have labels of, by name."""
+    classes = potential.config["head"]["properties"]["classes"]
+    found: dict[str, dict[str, float | None]] = {}
+    for name, column in zip(potential.properties, values.T, strict=True):
+        if name not in data.properties:
+            continue
+        labels = data.column(f"property:{name}")
+        known = np.isfinite(labels)
+        if classes:
+            found[name] = {"roc_auc": roc_auc(labels[known] > 0.5, column[known])}
+        elif known.any():
+            error = column[known] - labels[known]
+            found[name] = {"mae": float(np.abs(error).mean()), "rmse": float(np.sqrt((error**2).mean()))}
+    return found
+
+
+def roc_auc(positive: np.ndarray, scores: np.ndarray) -> float | None:
+    """Probability that a positive scores above a negative, ties counted half; None where one of them is missing."""
+    from scipy.stats import rankdata
+
+    count = int(positive.sum())
+    others = len(positive) - count
+    if count == 0 or others == 0:
+        return None
+    return float((rankdata(scores)[positive].sum() - count * (count + 1) / 2) / (count * others))
+
+
+@dataclass(slots=True)
+class EnergyErrors:
+    """Energy errors of labelled conformations (eV), gathered batch by batch, by composition and level of theory."""
+
+    groups: dict[tuple[int, bytes], list[float]] = field(default_factory=dict)
+
+    def add(self, batch: Batch, errors: Tensor) -> None:
+        """errors (M,): NaN where there is no label."""
+        offsets, numbers = batch.offsets.tolist(), batch.numbers.cpu().numpy().astype(np.uint8)
+        for m, (level, error) in enumerate(zip(batch.level.tolist(), errors.tolist(), strict=True)):
+            if np.isfinite(error):
+                key = (level, np.sort(numbers[offsets[m] : offsets[m + 1]]).tobytes())
+                self.groups.setdefault(key, []).append(error)
+
+    @classmethod
+    def of(cls, parts: Sequence[EnergyErrors]) -> EnergyErrors:
+        """Those of several processes together."""
+        joined = cls()
+        for part in parts:
+            for key, errors in part.groups.items():
+                joined.groups.setdefault(key, []).extend(errors)
+        return joined
+
+    def summary(self, trained: bool) -> dict[str, float]:
+        """{"energy_mae": meV per molecule}; nothing where it cannot be known. Unless energies were trained, forces leave
+        each composition a constant, which is taken off."""
+        parts = [np.array(errors) for errors in self.groups.values() if trained or len(errors) > 1]
+        if not parts:
+            return {}
+        return {"energy_mae": _mean(np.concatenate([part if trained else part - part.mean() for part in parts]))}
 
 
 def thinned(result: dict[str, Any], points: int = 4000) -> dict[str, Any]:

@@ -32,7 +32,8 @@ class Encoder(nn.Module):
     InputError). conditions: learned tokens added where ``Batch.condition`` > 0 (condition 0 adds nothing). electronic:
     total charge and spin multiplicity are inputs (see ``Electronic``). levels: a learned vector for each of so many
     levels of theory (``Batch.level``), zero in a fresh model; a run makes room for all levels of its data. A fresh model
-    is the same with and without them, and condition 0, charge 0 and a singlet add exactly zero for ever.
+    is the same with and without them, and condition 0, charge 0 and a singlet add exactly zero for ever. given_forces: the
+    forces of some atoms are inputs (``Batch.given_forces``; see ``ForceEmbedding``), for encoders with vectors.
 
     ``provides`` names the optional features; ``energy_head`` and ``noise_head`` the default read-outs in heads.py.
     """
@@ -51,8 +52,14 @@ class Encoder(nn.Module):
         conditions: int = 0,
         electronic: bool = False,
         levels: int = 0,
+        given_forces: bool = False,
     ) -> None:
         super().__init__()
+        if given_forces and "vectors" not in self.provides:
+            raise InputError(
+                f"{type(self).__name__} has no vector features to put given forces into (dens needs them); "
+                "use an encoder that has, e.g. equivariant-transformer"
+            )
         self.channels, self.cutoff, self.elements, self.classes, self.conditions = channels, cutoff, elements, classes, conditions
         self.rows = elements if classes == "elements" else len(WANG_CLASSES)
         self.embedding: nn.Module = nn.Embedding(self.rows, channels)
@@ -61,6 +68,7 @@ class Encoder(nn.Module):
         self.electronic = Electronic(channels) if electronic else None
         self.levels: Tensor | None
         self.register_parameter("levels", nn.Parameter(torch.zeros(levels, channels)) if levels else None)
+        self.force_embedding = ForceEmbedding(channels) if given_forces else None
         self.register_buffer("class_table", _class_table() if classes == "wang" else None, persistent=False)
 
     def species(self, batch: Batch) -> Tensor:
@@ -85,6 +93,8 @@ class Encoder(nn.Module):
             x = x + embedding(batch.condition, table).index_select(0, batch.molecule)
         if self.levels is not None:
             x = x + embedding(batch.level, self.levels).index_select(0, batch.molecule)
+        if self.force_embedding is not None:
+            x = x + self.force_embedding.scalars(batch)
         return x
 
 
@@ -99,6 +109,25 @@ class OneHot(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         return embedding(rows, self.table)
+
+
+class ForceEmbedding(nn.Module):
+    """Given forces f of atoms: |f| a to their scalars and f b to their vectors, a and b learned (C,) and zero in a fresh model.
+
+    The degrees 0 and 1 of DeNS's force encoding (Liao et al. 2024); an atom without a given force gets exactly zero.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.lengths, self.directions = nn.Parameter(torch.zeros(channels)), nn.Parameter(torch.zeros(channels))
+
+    def scalars(self, batch: Batch) -> Tensor:
+        """(N, C)."""
+        return torch.linalg.vector_norm(torch.nan_to_num(batch.given_forces), dim=1)[:, None] * self.lengths
+
+    def vectors(self, batch: Batch) -> Tensor:
+        """(N, 3, C)."""
+        return torch.nan_to_num(batch.given_forces)[:, :, None] * self.directions
 
 
 class Electronic(nn.Module):

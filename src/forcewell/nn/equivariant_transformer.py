@@ -73,6 +73,8 @@ class EquivariantTransformer(Encoder):
         nearby = geometry.gather(self.neighbour_embedding(self.species(batch)))
         x = self.combine(torch.cat([x, (filters * nearby).sum(1)], dim=1))
         vectors: Tensor | None = None  # all zero before the first layer, whose vector terms are skipped
+        if self.force_embedding is not None and not bool(torch.isnan(batch.given_forces).all()):
+            vectors = self.force_embedding.vectors(batch)
         kept = []
         for layer in self.layers:
             dx, dv = layer(x, vectors, geometry)

@@ -66,32 +66,31 @@ class EquivariantHead(AtomicEnergies):
 
     needs = frozenset({"vectors"})
 
-    def __init__(self, channels: int, softening: float = 1e-4) -> None:
+    def __init__(self, channels: int, softening: float = 1e-4, outputs: int = 1) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
-            [GatedEquivariantBlock(channels, channels // 2, True, softening), GatedEquivariantBlock(channels // 2, 1, False, softening)]
-        )
+        first, second = (channels, channels // 2, True), (channels // 2, outputs, False)
+        self.blocks = nn.ModuleList([GatedEquivariantBlock(*first, softening), GatedEquivariantBlock(*second, softening)])
 
     def _read(self, features: Features) -> tuple[Tensor, Tensor]:
         scalars, vectors = features.scalars, features.vectors
         assert vectors is not None
         for block in self.blocks:
             scalars, vectors = block(scalars, vectors)
-        return scalars[:, 0], vectors[:, :, 0]
+        return scalars, vectors
 
 
 class EquivariantScalar(EquivariantHead):
     """Features -> energy of each atom (N,), eV; their sum over a molecule is its energy."""
 
     def forward(self, features: Features) -> Tensor:
-        return self._read(features)[0]
+        return self._read(features)[0][:, 0]
 
 
 class EquivariantVector(EquivariantHead):
     """Features -> one vector per atom (N, 3), e.g. NoisyNode's noise prediction."""
 
     def forward(self, features: Features) -> Tensor:
-        return self._read(features)[1]
+        return self._read(features)[1][:, :, 0]
 
 
 # The published heads do not soften norms at all. With 1e-8 energies are theirs to 1e-11 (with the default 1e-4, to 1e-5),
@@ -191,8 +190,45 @@ class GradientNoise(AtomEnergy):
     """A second energy whose negative gradient is the noise: for encoders without vectors. Never the potential's energy."""
 
 
-def _perceptron(channels: int, hidden: int) -> tuple[nn.Linear, nn.Linear]:
-    linears = nn.Linear(channels, hidden), nn.Linear(hidden, 1)
+class EquivariantProperties(EquivariantHead):
+    """P numbers per molecule, sums over its atoms of gated blocks' scalars: the read-out of NoisyNode's QM9 models."""
+
+    def __init__(self, channels: int, outputs: int) -> None:
+        super().__init__(channels, outputs=outputs)
+
+    def forward(self, features: Features, batch: Batch) -> Tensor:
+        """(M, P), standardised."""
+        return sum_atoms(self._read(features)[0], batch)
+
+
+class PooledProperties(nn.Module):
+    """P numbers per molecule by two layers C -> C -> P of the sum of all atoms' scalars (Gao et al.)."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, channels: int, outputs: int) -> None:
+        super().__init__()
+        self.hidden, self.out = _perceptron(channels, channels, outputs)
+
+    def pool(self, scalars: Tensor, batch: Batch) -> Tensor:
+        """(M, C)."""
+        return sum_atoms(scalars, batch)
+
+    def forward(self, features: Features, batch: Batch) -> Tensor:
+        """(M, P), standardised."""
+        return self.out(silu(self.hidden(self.pool(features.scalars, batch))))
+
+
+class MeanPooledProperties(PooledProperties):
+    """The same of the mean over atoms, for what does not grow with the molecule."""
+
+    def pool(self, scalars: Tensor, batch: Batch) -> Tensor:
+        """(M, C)."""
+        return sum_atoms(scalars, batch) / batch.counts.clamp_min(1)[:, None]
+
+
+def _perceptron(channels: int, hidden: int, outputs: int = 1) -> tuple[nn.Linear, nn.Linear]:
+    linears = nn.Linear(channels, hidden), nn.Linear(hidden, outputs)
     for linear in linears:
         nn.init.xavier_uniform_(linear.weight)
         nn.init.zeros_(linear.bias)
@@ -214,17 +250,24 @@ NOISE_HEADS: dict[str, Callable[[int], nn.Module]] = {
     "coordinates": Displacement,
     "gradient": GradientNoise,
 }
+PROPERTY_HEADS: dict[str, Callable[[int, int], nn.Module]] = {
+    "equivariant": EquivariantProperties,
+    "pooled": PooledProperties,
+    "mean-pooled": MeanPooledProperties,
+}
 
 
-def read_out(encoder: Encoder, kind: str, heads: Mapping[str, Callable[[int], nn.Module]]) -> nn.Module:
-    """A head by name for this encoder. Raises InputError for an unknown name, or features that the encoder has not."""
+def read_out(encoder: Encoder, kind: str, heads: Mapping[str, Callable[..., nn.Module]], *outputs: int) -> nn.Module:
+    """A head by name for this encoder; ``outputs``: how many numbers, where a kind of head leaves that open.
+
+    Raises InputError for an unknown name, or features that the encoder has not."""
     if kind not in heads:
         raise InputError(f"unknown head {kind!r}{nearest(kind, heads)} (known: {', '.join(heads)})")
     possible = [name for name, head in heads.items() if head.needs <= encoder.provides]  # type: ignore[attr-defined]
     if kind not in possible:
         needed = ", ".join(heads[kind].needs)  # type: ignore[attr-defined]
         raise InputError(f"head {kind!r} needs {needed}, which {type(encoder).__name__} has not (possible: {', '.join(possible)})")
-    return heads[kind](encoder.channels)
+    return heads[kind](encoder.channels, *outputs)
 
 
 def from_torchmd(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

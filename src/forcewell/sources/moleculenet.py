@@ -14,15 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from forcewell.conformers import LARGEST, embedded, require_rdkit
 from forcewell.display import say
 from forcewell.errors import InputError
 from forcewell.sources.card import Card, Paths, check_options
 from forcewell.system import Block
 
 MOLECULES = 32  # per Block, a few seconds of embedding
-LARGEST = 300  # atoms; insulin (827 atoms, in SIDER) takes 25 s per attempt, and fails
-ATTEMPTS = 5
-GAP = 3.0  # Å between the fragments of a salt; where they really are, a SMILES does not say
 UNITS = {"expt": "kcal/mol", "measured log solubility in mols per litre": "log10(mol/L)", "exp": "log10", "pIC50": "log10(mol/L)"}
 
 
@@ -81,7 +79,7 @@ def read(paths: Paths, **options: Any) -> Iterator[Block]:
     """
     check_options(CARD, options)
     settings = _whole(options, "conformers", 1, 1), _whole(options, "seed", 0, 0), _whole(options, "largest", LARGEST, 1)
-    _rdkit()
+    require_rdkit()
     for path in map(Path, paths):
         failed: list[str] = []
         rows = _rows(path)
@@ -110,13 +108,6 @@ def _whole(options: Mapping[str, Any], name: str, default: int, least: int) -> i
     if number < least:
         raise InputError(f"option {name} is {options[name]!r}, expected a whole number of at least {least}")
     return number
-
-
-def _rdkit() -> None:
-    try:
-        import rdkit.Chem  # noqa: F401
-    except ImportError:
-        raise InputError("structures from SMILES need RDKit: pip install 'forcewell[qm]'") from None
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
@@ -178,58 +169,3 @@ def _label(text: str | None, where: str) -> float:
         return float(text) if text else float("nan")
     except ValueError:
         raise InputError(f"{where} is {text!r}, expected a number") from None
-
-
-@dataclass(frozen=True, slots=True)
-class Embedded:
-    """numbers, charges (A,), positions (K, A, 3) Å of K conformers, hydrogens last; spin multiplicity; canonical SMILES."""
-
-    numbers: np.ndarray
-    charges: np.ndarray
-    positions: np.ndarray
-    spin: int
-    canonical: str
-
-
-def embedded(smiles: str, conformers: int, seed: int, largest: int = LARGEST) -> Embedded | None:
-    """Conformers by ETKDGv3, from random coordinates where the first way fails; None where both fail, the molecule has more
-    than ``largest`` atoms, or the SMILES is bad."""
-    from rdkit import Chem, rdBase
-    from rdkit.Chem import rdDistGeom
-
-    with rdBase.BlockLogs():
-        molecule = Chem.MolFromSmiles(smiles)
-        if molecule is None or not molecule.GetNumAtoms():
-            return None
-        canonical = Chem.MolToSmiles(molecule)
-        molecule = Chem.AddHs(molecule)
-        if molecule.GetNumAtoms() > largest:
-            return None
-        parameters = rdDistGeom.ETKDGv3()
-        parameters.randomSeed, parameters.maxIterations = seed, ATTEMPTS
-        number = conformers if molecule.GetNumAtoms() > 1 else 1
-        if not len(rdDistGeom.EmbedMultipleConfs(molecule, number, parameters)):
-            parameters.useRandomCoords = True
-            rdDistGeom.EmbedMultipleConfs(molecule, number, parameters)
-    if not molecule.GetNumConformers():
-        return None
-    atoms = list(molecule.GetAtoms())
-    return Embedded(
-        np.array([atom.GetAtomicNum() for atom in atoms]),
-        np.array([atom.GetFormalCharge() for atom in atoms]),
-        _apart(np.array([conformer.GetPositions() for conformer in molecule.GetConformers()]), Chem.GetMolFrags(molecule)),
-        1 + sum(atom.GetNumRadicalElectrons() for atom in atoms),
-        canonical,
-    )
-
-
-def _apart(positions: np.ndarray, fragments: tuple[tuple[int, ...], ...]) -> np.ndarray:
-    """Conformers (K, A, 3) with salts' ions and other fragments side by side: RDKit puts them all around the origin."""
-    if len(fragments) < 2:
-        return positions
-    edge = np.zeros(len(positions))
-    for fragment in map(list, fragments):
-        x = positions[:, fragment, 0]
-        positions[:, fragment, 0] = x + (edge - x.min(axis=1))[:, None]
-        edge = positions[:, fragment, 0].max(axis=1) + GAP
-    return positions
