@@ -10,6 +10,7 @@ from tiny_runs import settings, write_yaml
 
 from forcewell.config import RunConfig, dump_config, load_config, recipes
 from forcewell.errors import InputError
+from forcewell.nn import ENCODERS, encoder_settings
 
 
 @pytest.mark.parametrize("name", recipes())
@@ -66,6 +67,29 @@ def test_set_data() -> None:
     assert [entry.path for entry in load_config("quickstart", ["data=[{path: a.fw}, {path: b.fw, maximum: 9}]"]).data] == ["a.fw", "b.fw"]
 
 
+@pytest.mark.parametrize("change", ["model.encoder=schnet", "model.encoder.name=schnet", "model={encoder: schnet}"])
+def test_another_encoder_is_one_word(change: str, tmp_path: Path) -> None:
+    """It comes at its published size, without the settings that the recipe gives its own; further ones apply, in any order."""
+    for changes in ([change, "model.encoder.filters=32"], ["model.encoder.filters=32", change]):
+        encoder = load_config("quickstart", changes).model.encoder
+        assert (encoder.name, encoder.channels, encoder.layers, encoder.radial, encoder.filters) == ("schnet", 256, 5, 32, 32)
+        assert not hasattr(encoder, "heads")
+    (tmp_path / "c.yaml").write_text(dump_config(load_config("quickstart", changes)), encoding="utf-8")
+    assert load_config(str(tmp_path / "c.yaml")) == load_config("quickstart", changes)
+    same = load_config("quickstart", ["model.encoder.name=equivariant-transformer"])
+    assert same == load_config("quickstart")
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoder_defaults_are_the_constructors(name: str) -> None:
+    """No second list of defaults: the published size is in the encoder alone."""
+    given = load_config("quickstart", [f"model.encoder={name}"]).model.encoder.model_dump()
+    assert given.pop("name") == name
+    settings = encoder_settings(name)
+    assert settings.pop("conditions") == (int, 0)  # decided by the objectives
+    assert given == {key: default for key, (_, default) in settings.items()}
+
+
 def test_data_shorthand_in_a_file(tmp_path: Path) -> None:
     assert load_config(str(write_yaml(tmp_path / "c.yaml", {"data": "my.xyz"}))).data[0].path == "my.xyz"
 
@@ -76,6 +100,16 @@ def test_data_shorthand_in_a_file(tmp_path: Path) -> None:
         (["trainig.steps=2"], ["unknown key 'trainig'", "did you mean 'training'?"]),
         (["training.stepz=2"], ["unknown key 'training.stepz'", "did you mean 'training.steps'?", "batch_size"]),
         (["model.encoder.chanels=2"], ["did you mean 'model.encoder.channels'?"]),
+        (["model.encoder=schnett"], ["model.encoder: unknown encoder 'schnett'; did you mean 'schnet'?"]),
+        (["model.encoder=schnet", "model.encoder.heads=4"], ["unknown key 'model.encoder.heads'", "filters, layers"]),
+        (["model.encoder.conditions=1"], ["unknown key 'model.encoder.conditions'"]),
+        (["model.encoder.elements=200"], ["model.encoder.elements", "less than or equal to 119"]),
+        (["model.encoder.levels=-1"], ["model.encoder.levels", "greater than or equal to 0"]),
+        (["model.encoder.layers=0"], ["model.encoder.layers", "greater than 0"]),
+        (["model.encoder.classes=wnag"], ["model.encoder.classes", "'elements' or 'wang'", "'wnag'"]),
+        (["model.head.noise=vectrs"], ["model.head.noise: input should be False, True, 'vectors'"]),
+        (["model.head.energy=poled"], ["model.head.energy", "'pooled'"]),
+        (["model.head.nose=true"], ["did you mean 'model.head.noise'?"]),
         (["data.0.wieght=2"], ["unknown key 'data.0.wieght'", "did you mean 'data.weight'?"]),
         (["optimizer.learning_rate=1"], ["did you mean 'optimiser'?"]),
         (["training.steps=many"], ["training.steps", "valid integer", "'many'"]),

@@ -42,6 +42,11 @@ def test_it_says_what_it_loaded_and_corrected(tuned: tuple[Path, str]) -> None:
     count = len(load_model(MODEL)[0].state_dict())
     assert f"tensors loaded: {count} of {count}; new: none; dropped: none" in out
     assert "ethanol: 0.0 % of its conformations were in the model's training data" in out
+    planned = out.index("eV per atom as they are")  # what will be done with the energies, said before it is
+    line = next(line for line in out.splitlines() if "eV per atom as they are" in line)
+    print(line)
+    assert line.startswith("PBE/def2-SVP: ") and "(rank 1 for 3 elements, minimum norm); new to the model" in line
+    assert planned < out.index("the run learns no energies") < out.index("reference energies of PBE/def2-SVP") < out.index("validation")
     assert out.count("reference energies of PBE/def2-SVP: 1 of 3 element energies are fixed by the data") >= 1
     before, after = map(float, re.search(r"mean \|E error\| (\S+) eV before, (\S+) eV after", out).groups())  # type: ignore[union-attr]
     print(f"mean energy error {before:.1f} eV before the correction, {after:.3f} eV after")

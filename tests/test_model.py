@@ -91,7 +91,7 @@ def unusable(kind: str, folder: Path) -> Path:
     if kind == "another model":
         path = copy_of("et_tmd", folder)
         description = json.loads(path.with_suffix(".json").read_text())
-        description["hyperparameters"]["model"] = "tensornet"
+        description["reference"] = "torchmd/tensornet"
         path.with_suffix(".json").write_text(json.dumps(description))
     elif kind == "whitened":
         path = copy_of("et_noisynode", folder)

@@ -29,7 +29,6 @@ def short(**changes: Any) -> dict[str, Any]:
     return {"temperature": 400.0, "time": 0.1, "record_every": 20, "seed": 5, **changes}
 
 
-
 def files(folder: Path) -> dict[str, bytes]:
     """What must be the same to the last bit (the summary holds the speed)."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name not in ("summary.json", "state.safetensors")}

@@ -65,7 +65,7 @@ def test_other_npz_layouts_agree_with_the_first(tmp_path):
         "ethanol_x": open_data(tmp_path / "ethanol_x.npz"),
         "md17_ethanol": open_data(tmp_path / "md17_ethanol.npz"),
         "any": open_data(tmp_path / "any.npz", energy_unit="kcal/mol"),
-        "padded": open_data(tmp_path / "padded.npz", energy_unit="kcal/mol", gradients="yes"),
+        "padded": open_data(tmp_path / "padded.npz", energy_unit="kcal/mol", map="forces=-forces"),
     }
     for name, data in found.items():
         block = data.block(np.arange(1000))
@@ -127,7 +127,8 @@ def test_keys_of_mace_and_charge(tmp_path):
     assert np.array_equal(block.arrays["energy"], [-2.0, np.nan], equal_nan=True)
     assert np.array_equal(block.arrays["forces"][:3], np.arange(9.0).reshape(3, 3)) and np.isnan(block.arrays["forces"][3:]).all()
     assert block.arrays["charge"].tolist() == [1, -1] and block.arrays["spin"].tolist() == [2, 1]
-    gradients = open_data(tmp_path / "m.xyz", gradients="yes", force_unit="Hartree/bohr", energy_unit="Hartree")
+    ase.io.write(tmp_path / "g.xyz", water, format="extxyz")
+    gradients = open_data(tmp_path / "g.xyz", map="REF_forces=-forces", force_unit="Hartree/bohr", energy_unit="Hartree")
     assert np.isclose(gradients[0].arrays["energy"], -2 * 27.211386245988)
     assert np.isclose(gradients[0].arrays["forces"][2, 2], -8 * 51.42206747, rtol=1e-7)
 

@@ -70,4 +70,3 @@ def calculator(potential: Any, device: str = "cpu", dtype: str = "float64", leve
             return self.batch
 
     return PotentialCalculator()
-

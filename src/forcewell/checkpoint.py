@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from forcewell import __version__
-from forcewell.errors import InputError
+from forcewell.errors import InputError, nearest
 from forcewell.potential import Potential
 
 FORMAT = 1
@@ -104,12 +104,29 @@ def save_model(path: Path, potential: Potential, *, hashes: np.ndarray | None = 
     write_tensors(path, tensors, description)
 
 
+def find_model(path: str | Path) -> Path:
+    """The path of a model file: as given, or by the name of one that comes with the package (``forcewell-small``).
+
+    Raises InputError for a bare name that is neither.
+    """
+    path = Path(path)
+    if path.exists() or path.suffix or len(path.parts) != 1:
+        return path
+    shipped = Path(__file__).with_name("models")
+    names = sorted(file.stem for file in shipped.glob("*.safetensors"))
+    if path.name not in names:
+        raise InputError(
+            f"there is no model {str(path)!r}{nearest(path.name, names)}; expected a model file, or one of the package: {', '.join(names)}"
+        )
+    return shipped / f"{path.name}.safetensors"
+
+
 def load_model(path: str | Path) -> tuple[Potential, dict[str, Any]]:
-    """A potential and its description, from the file alone.
+    """A potential and its description, from the file alone; ``path`` may be the name of a model in the package.
 
     Raises InputError for a missing, damaged or foreign file, or one of a newer format.
     """
-    tensors, description = read_tensors(Path(path), "model file")
+    tensors, description = read_tensors(find_model(path), "model file")
     if description.get("format", 0) > FORMAT:
         raise InputError(f"{path} has model format {description['format']}; this forcewell reads up to {FORMAT}: update it")
     if "config" not in description:
@@ -133,5 +150,5 @@ def load(path: str | Path) -> Potential:
 
 def training_hashes(path: str | Path) -> np.ndarray:
     """(K,) uint64 geometry hashes of the conformations a model was trained on (see ``overlap``)."""
-    tensors, _ = read_tensors(Path(path), "model file")
+    tensors, _ = read_tensors(find_model(path), "model file")
     return tensors[_HASHES].numpy().view(np.uint64) if _HASHES in tensors else np.zeros(0, dtype=np.uint64)

@@ -65,6 +65,27 @@ def pretrain(config: str, *, out: Path = Path("runs/pretrain"), changes: Changes
     runs.pretrain(load_config(config, changes), out, resume)
 
 
+@app.command(name="fit-scales")
+def fit_scales(config: str, *, out: Path = Path("fitted.safetensors"), changes: Changes = None) -> None:
+    """Fit the scale factors of an untrained GemNet-T to its data; pretrain does this by itself.
+
+    Example: forcewell fit-scales et-ore --set model.encoder=gemnet-t --out fitted.safetensors
+
+    Parameters
+    ----------
+    config
+        A YAML file, or the name of a recipe, as for pretrain.
+    out
+        Model file to write; go on with forcewell finetune CONFIG --from FILE, which keeps the factors.
+    """
+    from forcewell import runs
+    from forcewell.config import load_config
+
+    for name, factor in runs.fitted(load_config(config, changes), out).items():
+        say(f"{factor:9.4f}  {name}")
+    say(f"wrote {out}")
+
+
 @app.command
 def finetune(
     config: str,
@@ -113,6 +134,41 @@ def evaluate(model: Path, data: Path, *, json: Path | None = None, level: str | 
     from forcewell.evaluate_command import evaluate_file
 
     evaluate_file(model, data, json, level, device)
+
+
+@app.command
+def convert(
+    checkpoint: Path, *, out: Path, changes: Changes = None, level: str = "converted", energy_unit: str = "eV", basis: Path | None = None
+) -> None:
+    """Turn a published checkpoint into a model file, without running anything that is in it.
+
+    Reads TorchMD-Net's and NoisyNode's Equivariant Transformers, and Wang et al.'s SchNet, EGNN, Equivariant Transformer
+    and SE(3)-Transformer.
+
+    Example: forcewell convert epoch=99.ckpt --out model.safetensors --energy-unit kcal/mol
+
+    Parameters
+    ----------
+    checkpoint
+        A file written with torch.save (.pt, .pth or .ckpt).
+    out
+        Model file to write.
+    changes
+        A setting of the checkpoint's model by its published name, where the file does not store it, e.g. num_heads=8.
+    level
+        Name for the level of theory of its energies.
+    energy_unit
+        Unit of its energies (eV, kcal/mol, kJ/mol, Hartree); the model file is in eV.
+    basis
+        For an SE(3)-Transformer: .npz of the coupling matrices it was trained with; default: those of Wang et al.'s.
+    """
+    from forcewell.convert import convert_file, parse_settings
+
+    done = convert_file(checkpoint, out, settings=parse_settings(changes), level=level, energy_unit=energy_unit, basis=basis)
+    say(f"{done.title}, {sum(p.numel() for p in done.potential.parameters())} parameters")
+    for note in done.notes:
+        say(note)
+    say(f"wrote {out}")
 
 
 @app.command

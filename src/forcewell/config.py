@@ -6,38 +6,79 @@ import difflib
 import itertools
 import types
 import typing
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from forcewell.errors import InputError
+from forcewell.nn import ENCODERS, encoder_settings
+from forcewell.nn.heads import ENERGY_HEADS, NOISE_HEADS
+
+ELEMENTS = 119  # atomic numbers end at 118
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class EncoderConfig(_Section):
-    """Defaults are the published 6.86 M-parameter Equivariant Transformer."""
+# Not a user's to set: the objectives of a run decide how many conditioning tokens it needs.
+_DECIDED = ("conditions",)
 
-    name: str = "equivariant-transformer"
-    channels: int = Field(default=256, gt=0)
-    layers: int = Field(default=8, gt=0)
-    heads: int = Field(default=8, gt=0)
-    radial: int = Field(default=64, gt=0)
-    cutoff: float = Field(default=5.0, gt=0)
-    elements: int = Field(default=100, gt=1, le=119)
-    smooth_cutoff: bool = True
-    trainable_radial: bool = False
+
+def _encoder_section(name: str) -> type[_Section]:
+    """The settings of an encoder, from its constructor: a number whose default is above zero must be so, too."""
+    fields: dict[str, Any] = {"name": (Literal[name], name)}  # type: ignore[valid-type]
+    for key, (kind, default) in encoder_settings(name).items():
+        bounds: dict[str, Any] = {} if kind not in (int, float) else {"gt": 0} if default > 0 else {"ge": 0}
+        if key == "elements":
+            bounds = {"gt": 1, "le": ELEMENTS}
+        if key not in _DECIDED:
+            fields[key] = (kind, Field(default=default, **bounds))
+    return create_model("".join(word.title() for word in name.split("-")) + "Config", __base__=_Section, **fields)
+
+
+ENCODER_SECTIONS = {name: _encoder_section(name) for name in ENCODERS}
+
+
+def _named(value: Any) -> Any:
+    """``encoder: schnet`` is short for ``encoder: {name: schnet}``; without a name it is the Equivariant Transformer."""
+    if isinstance(value, str):
+        value = {"name": value}
+    if isinstance(value, dict):
+        value = {"name": "equivariant-transformer", **value}
+        encoder_settings(str(value["name"]))  # refuses an unknown name
+    return value
+
+
+if TYPE_CHECKING:
+    EncoderConfig = Any
+else:
+    EncoderConfig = Annotated[Union[tuple(ENCODER_SECTIONS.values())], Field(discriminator="name"), BeforeValidator(_named)]  # noqa: UP007
+
+
+def encoder_config(settings: Mapping[str, Any]) -> _Section:
+    """The section of an encoder's settings, such as those in a model file; what is not a user's to set is left out."""
+    given = {key: value for key, value in settings.items() if key not in _DECIDED}
+    return ENCODER_SECTIONS[given.get("name", "equivariant-transformer")](**given)
+
+
+class HeadConfig(_Section):
+    """How energy and noise are read from the encoder's features; the defaults are the encoder's own (nn/heads.py)."""
+
+    energy: Literal[tuple(ENERGY_HEADS)] | None = None  # type: ignore[valid-type]
+    noise: Literal[False, True, *NOISE_HEADS] = False  # type: ignore[valid-type]
 
 
 class ModelConfig(_Section):
-    """The network of a pre-training run; fine-tuning takes it from the model file."""
+    """The network of a pre-training run; fine-tuning takes it from the model file. Default: the published 6.86 M-parameter
+    Equivariant Transformer."""
 
-    encoder: EncoderConfig = EncoderConfig()
+    encoder: EncoderConfig = ENCODER_SECTIONS["equivariant-transformer"]()
+    head: HeadConfig = HeadConfig()
 
 
 class DataConfig(_Section):
@@ -126,9 +167,13 @@ def recipes() -> list[str]:
     )
 
 
+_ENCODER_CHANGES = ("model=", "model.encoder=", "model.encoder.name=")
+
+
 def load_config(name: str, changes: list[str] | None = None) -> RunConfig:
     """A configuration from a YAML file or a recipe's name, with ``key=value`` changes such as
-    ``training.steps=1000``, ``data.0.weight=2`` or ``data=my.xyz`` (a single source).
+    ``training.steps=1000``, ``data.0.weight=2``, ``data=my.xyz`` (a single source) or ``model.encoder=schnet`` (that
+    encoder at its published size, whatever the settings of another one in the file).
 
     Raises InputError naming the key and, where it is misspelt, the nearest valid one.
     """
@@ -139,7 +184,8 @@ def load_config(name: str, changes: list[str] | None = None) -> RunConfig:
         raise InputError(f"{where}: not plain YAML ({' '.join(str(error).split())})") from None
     if not isinstance(tree, dict):
         raise InputError(f"{where}: expected a mapping of settings, e.g. 'data:' and 'training:'")
-    for change in changes or []:
+    # Another encoder first: the settings that follow are its own, wherever they stand.
+    for change in sorted(changes or [], key=lambda change: not change.startswith(_ENCODER_CHANGES)):
         _apply(tree, change)
     if isinstance(tree.get("data"), str):
         tree["data"] = [{"path": tree["data"]}]
@@ -189,6 +235,8 @@ def _apply(tree: dict[str, Any], change: str) -> None:
         else:
             if isinstance(place.get(part), str) and part in ("objectives", "data"):
                 raise InputError(f"--set {key}: {part} is {place[part]!r} here and has no entries to change; set {part} as a whole")
+            if part == "encoder" and isinstance(place.get(part), str):
+                place[part] = {"name": place[part]}
             if not isinstance(place.get(part), (dict, list)):
                 place[part] = [] if following.isdigit() else {}
             place = place[part]
@@ -197,6 +245,9 @@ def _apply(tree: dict[str, Any], change: str) -> None:
         if not last.isdigit() or int(last) > len(place):
             raise InputError(f"--set {key}: {last!r} is not an entry of a list of {len(place)}")
         place[int(last) : int(last) + 1] = [parsed]
+    elif key == "model.encoder.name" and place.get("name", "equivariant-transformer") != parsed:
+        place.clear()
+        place["name"] = parsed
     else:
         place[last] = parsed
 
@@ -204,13 +255,16 @@ def _apply(tree: dict[str, Any], change: str) -> None:
 def _explain(error: ValidationError) -> str:
     """The first mistake in one line; a misspelt key with the nearest valid one."""
     first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
-    path = ".".join(str(part) for part in first["loc"])
+    place = [str(part) for part in first["loc"]]
+    encoder = place.pop(2) if place[:2] == ["model", "encoder"] and len(place) > 2 else ""  # the union's tag is no key
+    path = ".".join(place)
     if first["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(
-            path, [known for known in _keys(RunConfig) if known.count(".") == _plain(path).count(".")], n=1, cutoff=0.4
-        )
-        known = sorted(k.rsplit(".", 1)[-1] for k in _keys(RunConfig) if k.rpartition(".")[0] == _plain(path).rpartition(".")[0])
+        keys = _keys(RunConfig, encoder)
+        close = difflib.get_close_matches(path, [key for key in keys if key.count(".") == _plain(path).count(".")], n=1, cutoff=0.4)
+        known = sorted(k.rsplit(".", 1)[-1] for k in keys if k.rpartition(".")[0] == _plain(path).rpartition(".")[0])
         return f"unknown key {path!r}" + (f"; did you mean {close[0]!r}?" if close else "") + f" (known here: {', '.join(known)})"
+    if first["type"] == "value_error":  # ours, and a whole sentence
+        return f"{path}: {first.get('ctx', {}).get('error', first['msg'])}"
     if first["type"] == "missing":
         return f"the key {path!r} is missing"
     return f"{path}: {first['msg'][0].lower() + first['msg'][1:]}, got {first['input']!r}"
@@ -220,16 +274,16 @@ def _plain(path: str) -> str:
     return ".".join(part for part in path.split(".") if not part.isdigit())
 
 
-def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    """All dotted keys of a configuration, list indices left out."""
+def _keys(section: type[BaseModel], encoder: str, prefix: str = "") -> list[str]:
+    """All dotted keys of a configuration with that encoder, list indices left out."""
     keys = []
     for name, entry in section.model_fields.items():
         keys.append(prefix + name)
-        kinds: list[Any] = [entry.annotation]
+        kinds: list[Any] = [ENCODER_SECTIONS.get(encoder)] if prefix + name == "model.encoder" else [entry.annotation]
         while kinds:
             kind = kinds.pop()
             if isinstance(kind, type) and not isinstance(kind, types.GenericAlias) and issubclass(kind, BaseModel):
-                keys += _keys(kind, f"{prefix}{name}.")
+                keys += _keys(kind, encoder, f"{prefix}{name}.")
             else:
                 kinds += typing.get_args(kind)
     return keys

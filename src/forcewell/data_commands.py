@@ -13,37 +13,58 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from forcewell.errors import InputError
+from forcewell.errors import InputError, nearest
 from forcewell.split_command import pairs, split_command
 
 app = cyclopts.App(name="data", help="Import data sets into a store, look into it, check it, split it.")
 
 
 @app.command(name="sources")
-def sources_command() -> None:
-    """List the data sets that can be imported, with licence, level of theory, files and options.
+def sources_command(name: str | None = None, /) -> None:
+    """List the data sets that can be imported: size, level of theory, what to download from where, files, options.
 
     Example: forcewell data sources
+
+    Example: forcewell data sources spice
+
+    Parameters
+    ----------
+    name
+        Show everything about this one; without it, a line or two about each.
     """
     from forcewell.sources import SOURCES
 
-    console = Console()
-    for name, source in SOURCES.items():
-        card = source.CARD
-        rows = {
-            "licence": card.licence,
-            "level": card.level,
-            "units": card.units,
-            "files": card.files,
-            "page": card.page,
-            "cite": card.citation,
-            **{f"option {key}": meaning for key, meaning in card.options.items()},
-        }
-        table = Table(title=f"{name}: {card.title}", title_justify="left", title_style="bold", show_header=False, box=None)
-        for key, value in rows.items():
-            if value:
-                table.add_row(key, escape(value))
-        console.print(table, "")
+    if name is None:
+        for source in SOURCES.values():
+            card = source.CARD
+            size = ", ".join(part for part in (card.conformations and f"{card.conformations} conformations", card.size, card.level) if part)
+            lines = (card.title, size, card.download or card.page or card.files)
+            Console(highlight=False, soft_wrap=True).print(f"[bold]{card.name}[/bold]", *(escape(line) for line in lines), "", sep="\n  ")
+        print("All about one, with files, licence and options: forcewell data sources NAME")
+        return
+    if name not in SOURCES:
+        raise InputError(f"unknown source {name!r}{nearest(name, SOURCES)} (known: {', '.join(SOURCES)})")
+    card = SOURCES[name].CARD
+    rows = {
+        "conformations": card.conformations,
+        "size": card.size,
+        "download": card.download,
+        "page": card.page,
+        "files": card.files,
+        "licence": card.licence,
+        "level": card.level,
+        "units": card.units,
+        "cite": card.citation,
+        **{f"property {key}": meaning for key, meaning in card.properties.items()},
+        **{f"option {key}": meaning for key, meaning in card.options.items()},
+    }
+    table = Table(title=f"{name}: {card.title}", title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in rows.items():
+        if value:
+            table.add_row(escape(key), escape(value))
+    Console().print(table)
 
 
 @app.command(name="import")
@@ -54,13 +75,17 @@ def import_command(
     out: Path,
     exclude: str = "benchmark",
     option: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    map_: Annotated[tuple[str, ...], Parameter(name="--map", negative=())] = (),
+    unit: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     unchecked: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Convert files of a data set into a store; the same command continues an import that was interrupted.
 
     Example: forcewell data import qm9 qm9_minima.npz --out qm9.fw
 
-    Example: forcewell data import npz water.npz --out water.fw --option energy_unit=kcal/mol --option level=MP2/def2-TZVP
+    Example: forcewell data import spice SPICE-2.0.1.hdf5 --out spice.fw
+
+    Example: forcewell data import hdf5 mine.h5 --map geometry=positions --map gradient=-forces --unit energy=Hartree --out mine.fw
 
     Parameters
     ----------
@@ -75,13 +100,26 @@ def import_command(
         names separated by commas.
     option
         An option of the source as key=value; may be repeated.
+    map_
+        For extxyz, npz, hdf5, asedb, aselmdb: the file's name for a field as key=field, with a minus sign for gradients
+        (key=-forces), or property:NAME for any other number; or a YAML file with map: and unit:. May be repeated.
+    unit
+        With them: a field's unit, e.g. energy=Hartree, forces=Hartree/bohr, positions=bohr; may be repeated.
     unchecked
         Import also what `forcewell data check` finds an error in, e.g. forces of the wrong sign.
     """
     from forcewell.importing import import_source
+    from forcewell.sources.mapping import as_options
 
-    done = import_source(source, paths, out, exclude=exclude, options=pairs(option), progress=True, unchecked=unchecked)
-    print(f"{out}: {done.kept} conformations ({done.left_out} left out, {done.resumed} read before) in {done.seconds:.1f} s")
+    options = as_options(map_, unit) | pairs(option)
+    done = import_source(source, paths, out, exclude=exclude, options=options, progress=True, unchecked=unchecked)
+    rate = (done.kept + done.left_out - done.resumed) / max(done.seconds, 1e-9)
+    print(
+        f"{out}: {done.kept} conformations ({done.left_out} left out, {done.resumed} read before) "
+        f"in {done.seconds:.1f} s, {rate:,.0f} conformations/s"
+    )
+    for warning in done.warnings:
+        print(warning)
 
 
 @app.command(name="info")
@@ -105,7 +143,10 @@ def info_command(store: Path) -> None:
     table.add_row("levels", ", ".join(opened.levels))
     for level, fit in manifest["references"].items():
         energies = ", ".join(f"{element}: {value:.4f}" for element, value in fit["energies"].items())
-        table.add_row(escape(f"references {level} [eV]"), f"{energies} (rank {fit['rank']})")
+        rank = f"rank {fit['rank']} of {len(fit['energies'])}, minimum norm"
+        table.add_row(escape(f"references {level} [eV]"), f"{energies} ({rank}; {fit['conformations']} energies)")
+        for when, values in fit.get("per_atom", {}).items():  # stores made before 0.2 lack them
+            table.add_row(f"  {when} them", escape(f"{values['mean']:.4f} ± {values['spread']:.4f} eV per atom"))
     table.add_row(
         "source", " ".join([manifest["settings"].get("source", ""), *(name for name, _ in manifest["settings"].get("files", []))])
     )
@@ -114,10 +155,17 @@ def info_command(store: Path) -> None:
 
 
 @app.command(name="check")
-def check_command(*data: Path, json_file: Annotated[Path | None, Parameter(name="--json")] = None, option: tuple[str, ...] = ()) -> None:
-    """Check stores or files: sign and units of forces and energies, minima, overlaps, duplicates, net forces.
+def check_command(
+    *data: Path,
+    json_file: Annotated[Path | None, Parameter(name="--json")] = None,
+    split: Annotated[tuple[Path, ...], Parameter(negative=())] = (),
+    option: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+) -> None:
+    """Find what is wrong with data before a model is trained on them, and name it with conformations and numbers.
 
-    Exits with 2 where an error is found.
+    Gradients taken for forces; wrong units of energy, force or length; net forces and torques; duplicates; outliers; electrons
+    that do not fit charge and spin; broken geometries; minima with forces; mixed levels of theory; leaks between the parts of a
+    split and between data sets checked together. Exits with 2 where an error is found; warnings and notes do not matter to that.
 
     Example: forcewell data check qm9.fw rmd17_ethanol.npz --json findings.json
 
@@ -127,26 +175,29 @@ def check_command(*data: Path, json_file: Annotated[Path | None, Parameter(name=
         Stores, extended XYZ files or .npz files.
     json_file
         Also write the findings here.
+    split
+        A split of the data to look for leaks in, besides those in a store's folder; may be repeated.
     option
         For files: an option of the source as key=value, e.g. energy_unit=kcal/mol; may be repeated.
     """
-    from forcewell.check import check_path
+    from forcewell.doctor import check_paths
+    from forcewell.doctor.terminal import show
 
     if not data:
         raise InputError("nothing to check; give a store or files")
-    reports = {str(path): check_path(path, **pairs(option)) for path in data}
-    for path, report in reports.items():
-        print(f"{path}: {'ok' if report.ok else 'NOT OK'}, {report.conformations} conformations")
-        for finding in report.findings:
-            print(f"  {finding}")
+    if split and len(data) > 1:
+        raise InputError("--split belongs to one data set; check that one by itself")
+    reports = check_paths(data, split, **pairs(option))
+    show(reports, Console(highlight=False))
     if json_file is not None:
         temporary = json_file.with_name(json_file.name + ".tmp")
         temporary.write_text(json.dumps({path: report.as_json() for path, report in reports.items()}, indent=1), encoding="utf-8")
         os.replace(temporary, json_file)
-    failed = {path: report.findings[0].what for path, report in reports.items() if not report.ok}
+    failed = {path: report.findings[0] for path, report in reports.items() if not report.ok}
     if failed:
-        path, what = next(iter(failed.items()))
-        raise InputError(f"{len(failed)} of {len(reports)} not fit for training; {path}: {what}")
+        path, first = next(iter(failed.items()))
+        which = f" (conformation {first.conformations[0]})" if first.conformations else ""
+        raise InputError(f"{len(failed)} of {len(reports)} not fit for training; {path}: {first.what}{which}")
 
 
 app.command(split_command, name="split")

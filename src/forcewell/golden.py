@@ -1,13 +1,17 @@
 """Comparison with stored outputs of published implementations (``python -m forcewell.testing golden FILE``).
 
 A golden file is an .npz of parameters (``param/<published name>``), inputs (``<system>/z``, ``pos``, ``batch``) and
-outputs (``energy``, ``forces``, ``encoder_x``, ``encoder_v``, ``noise_pred``), with a .json of hyperparameters beside it.
+outputs (``energy``, ``forces``, ``encoder_x``, ``encoder_v``, ``noise_pred``), with a .json beside it that names the
+published code (``reference``) and its hyperparameters. ``MODELS`` has a function for each code that builds it here.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +21,26 @@ from torch import Tensor
 
 from forcewell.batch import Batch
 from forcewell.errors import InputError
-from forcewell.nn import equivariant_transformer, heads
+from forcewell.nn import egnn, equivariant_transformer, gemnet, heads, schnet, se3_transformer
+from forcewell.nn.embedding import WANG_CLASSES
 from forcewell.potential import Potential
 from forcewell.system import Block
+from forcewell.torch_file import read_torch_file
 
 COMPARED = ("energy", "forces", "encoder_x", "encoder_v", "noise_pred")
+
+
+@dataclass(slots=True)
+class Published:
+    """A published model in our code: a float64 potential, and its energies as ``scale`` * E + ``shift`` per molecule.
+
+    more: further outputs of a batch, (N, ...) or (M, ...), by the names under which they are stored.
+    """
+
+    potential: Potential
+    scale: float = 1.0
+    shift: float = 0.0
+    more: Callable[[Batch], dict[str, Tensor]] = lambda batch: {}
 
 
 def compare(path: Path) -> dict[str, float]:
@@ -29,18 +48,22 @@ def compare(path: Path) -> dict[str, float]:
 
     Values stored as NaN are not defined and are left out. Raises InputError for a file of another layout or model.
     """
-    hyperparameters, arrays = _read(path)
+    description, arrays = _read(path)
+    if not any(name.startswith("param/") for name in arrays):
+        arrays |= _checkpoint(description, path)
+    reference = str(description.get("reference", ""))
+    build = next((function for name, function in MODELS.items() if name in reference), None)
+    if build is None:
+        raise InputError(f"{path}: no model here for the reference {reference!r} (known: {', '.join(MODELS)})")
     try:
-        potential, scale, shift = _build(hyperparameters, arrays, path)
+        model = build(description["hyperparameters"], arrays)
     except (KeyError, RuntimeError) as error:
         raise InputError(f"{path}: its settings and parameters are not those of one model ({' '.join(str(error).split())[:200]})") from None
     systems = sorted({name.split("/")[0] for name in arrays if name.endswith("/pos")})
     errors: dict[str, float] = {}
     for system in systems:
-        mine = _outputs(
-            potential, scale, shift, {name.split("/", 1)[1]: value for name, value in arrays.items() if name.startswith(f"{system}/")}
-        )
-        for name in COMPARED:
+        mine = _outputs(model, {name.split("/", 1)[1]: value for name, value in arrays.items() if name.startswith(f"{system}/")})
+        for name in dict.fromkeys((*COMPARED, *mine)):
             if f"{system}/{name}" not in arrays:
                 continue
             theirs = arrays[f"{system}/{name}"]
@@ -69,16 +92,30 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        hyperparameters = json.loads(description.read_text())["hyperparameters"]
+        described = json.loads(description.read_text())
+        described["hyperparameters"]
     except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not a readable golden file ({error})") from None
-    return hyperparameters, arrays
+    return described, arrays
 
 
-def _build(given: dict[str, Any], arrays: dict[str, np.ndarray], path: Path) -> tuple[Potential, float, float]:
-    """The model that the hyperparameters describe, in its published form, with the stored parameters."""
-    if given.get("model") != "equivariant-transformer" or given.get("layernorm_on_vec") is not None:
-        raise InputError(f"{path}: this model is not available; expected a TorchMD-Net equivariant-transformer without whitening")
+def _checkpoint(description: dict[str, Any], path: Path) -> dict[str, np.ndarray]:
+    """The parameters from the published checkpoint, which has the SHA-256 that the file names and lies beside it."""
+    wanted = description.get("checkpoint_sha256")
+    for file in sorted(path.parent.glob("*.pth")):
+        if hashlib.sha256(file.read_bytes()).hexdigest() == wanted:
+            return {f"param/{name}": value.double().numpy() for name, value in read_torch_file(file).items()}
+    raise InputError(f"{path} has no parameters, and no .pth file with the SHA-256 {wanted} lies beside it")
+
+
+def _parameters(arrays: dict[str, np.ndarray], prefix: str = "") -> dict[str, Tensor]:
+    """The stored parameters whose published names start with ``prefix``, which is cut off."""
+    prefix = f"param/{prefix}"
+    return {name.removeprefix(prefix): torch.from_numpy(value) for name, value in arrays.items() if name.startswith(prefix)}
+
+
+def _torchmd(given: dict[str, Any], arrays: dict[str, np.ndarray]) -> Published:
+    """TorchMD-Net's and NoisyNode's Equivariant Transformer."""
     settings = {
         "name": "equivariant-transformer",
         "channels": given["embedding_dimension"],
@@ -90,38 +127,171 @@ def _build(given: dict[str, Any], arrays: dict[str, np.ndarray], path: Path) -> 
         "elements": given["max_z"],
         "smooth_cutoff": bool(given.get("vector_cutoff", False)),
         "trainable_radial": bool(given["trainable_rbf"]),
+        "vector_norm": "published-whitened" if given.get("layernorm_on_vec") == "whitened" else "none",
     }
     noise = given.get("output_model_noise") is not None
     potential = Potential({"encoder": settings, "head": {"noise": noise}}).double()
-    state = {name.removeprefix("param/"): torch.from_numpy(value) for name, value in arrays.items() if name.startswith("param/")}
-
-    def under(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-    potential.encoder.load_state_dict(equivariant_transformer.from_torchmd(under("representation_model."), settings["heads"]))
-    potential.head.load_state_dict(heads.from_torchmd(under("output_model.output_network.")))
+    potential.encoder.load_state_dict(equivariant_transformer.from_torchmd(_parameters(arrays, "representation_model."), settings["heads"]))
+    potential.head.load_state_dict(heads.from_torchmd(_parameters(arrays, "output_model.output_network.")))
     if potential.noise_head is not None:
-        potential.noise_head.load_state_dict(heads.from_torchmd(under("output_model_noise.output_network.")))
+        potential.noise_head.load_state_dict(heads.from_torchmd(_parameters(arrays, "output_model_noise.output_network.")))
+    _published_norm(potential)
+    return Published(potential, float(arrays["param/std"]), float(arrays["param/mean"]))
+
+
+def _wang_transformer(given: dict[str, Any], arrays: dict[str, np.ndarray]) -> Published:
+    settings = {
+        "name": "equivariant-transformer",
+        "channels": given["hidden_channels"],
+        "layers": given["num_layers"],
+        "heads": given["num_heads"],
+        "radial": given["num_rbf"],
+        "cutoff": given["cutoff_upper"],
+        "classes": "wang",
+        "smooth_cutoff": False,
+        "trainable_radial": bool(given["trainable_rbf"]),
+    }
+    potential = Potential({"encoder": settings, "head": {"energy": "pooled", "noise": "vectors"}}).double()
+    potential.encoder.load_state_dict(equivariant_transformer.from_torchmd(_parameters(arrays), settings["heads"]))
+    potential.head.load_state_dict(heads.from_perceptron(_parameters(arrays, "energy_head.")))
+    assert potential.noise_head is not None
+    potential.noise_head.load_state_dict(heads.from_torchmd(_parameters(arrays, "force_head.")))
+    _published_norm(potential)
+    return Published(potential)
+
+
+def _published_norm(potential: Potential) -> None:
     for module in potential.modules():
         if isinstance(module, heads.GatedEquivariantBlock):
             module.softening = 1e-20  # the published norm, kept finite at zero
-    return potential, float(state["std"]), float(state["mean"])
 
 
-def _outputs(potential: Potential, scale: float, shift: float, system: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Energy and forces on the published scale (std * E + mean per molecule), and the encoder's features."""
+def _schnet(given: dict[str, Any], arrays: dict[str, np.ndarray]) -> Published:
+    settings = {
+        "name": "schnet",
+        "channels": given["hidden_channels"],
+        "layers": given["num_interactions"],
+        "filters": given["num_filters"],
+        "radial": given["num_gaussians"],
+        "cutoff": given["cutoff"],
+        "classes": "wang",
+        "published": True,
+    }
+    potential = Potential({"encoder": settings}).double()
+    encoder, head = schnet.from_published(_parameters(arrays), len(WANG_CLASSES))
+    potential.encoder.load_state_dict(encoder)
+    potential.head.load_state_dict(head)
+    return Published(potential, more=lambda batch: {"atomic_energy": potential.head(potential.encoder(batch))})
+
+
+def _egnn(given: dict[str, Any], arrays: dict[str, np.ndarray]) -> Published:
+    settings = {
+        "name": "egnn",
+        "channels": given["hidden_channels"],
+        "layers": given["n_layers"],
+        "cutoff": given["cutoff"],
+        "attention": given["attention"],
+        "normalise": given["normalize"],
+        "tanh": given["tanh"],
+        "classes": "wang",
+        "published": True,
+    }
+    potential = Potential({"encoder": settings, "head": {"energy": "pooled", "noise": "coordinates"}}).double()
+    potential.encoder.load_state_dict(egnn.from_published(_parameters(arrays)))
+    potential.head.load_state_dict(heads.from_perceptron(_parameters(arrays, "energy_head.")))
+
+    def layers(batch: Batch) -> dict[str, Tensor]:
+        kept = potential.encoder(batch, layers=True).layers
+        return {f"layer{k}_h": scalars for k, scalars in enumerate(kept)}
+
+    return Published(potential, more=layers)
+
+
+def _gemnet(given: dict[str, Any], arrays: dict[str, np.ndarray]) -> Published:
+    """GemNet-T of TUM's gemnet_pytorch (spherical Bessel basis) and of MDsim (Gaussians)."""
+    settings = {
+        "name": "gemnet-t",
+        "channels": given["emb_size_edge"],
+        "layers": given["num_blocks"],
+        "radial": given["num_radial"],
+        "cutoff": given["cutoff"],
+        "triplet_channels": given["emb_size_trip"],
+        "basis_channels": given["emb_size_cbf"],
+        "basis": given.get("rbf", {"name": "bessel"})["name"],
+        "envelope_exponent": given["envelope_exponent"] if "envelope_exponent" in given else given["envelope"]["exponent"],
+        "elements": len(arrays["param/atom_emb.embeddings.weight"]) + 1,
+    }
+    potential = Potential({"encoder": settings}).double()
+    potential.encoder.load_state_dict(gemnet.from_published(_parameters(arrays)))
+
+    def blocks(batch: Batch) -> dict[str, Tensor]:
+        features = potential.encoder(batch, layers=True)
+        energies = {f"out{k}_E": column for k, column in enumerate(features.energies.unbind(1))}
+        scalars = {f"int{k}_h": h for k, h in enumerate(features.layers)}
+        return {"atomic_energy": potential.head(features), **energies, **scalars}
+
+    return Published(potential, more=blocks)
+
+
+def _se3_transformer(given: dict[str, Any], arrays: dict[str, np.ndarray]) -> Published:
+    settings = {
+        "name": "se3-transformer",
+        "channels": given["num_channels"] * given["num_degrees"],
+        "layers": given["num_layers"],
+        "heads": given["n_heads"],
+        "degrees": given["num_degrees"],
+        "divisor": given["div"],
+        "cutoff": given["cutoff"],
+        "classes": "wang",
+        "published": True,
+        "truncated_gradient": True,
+    }
+    potential = Potential({"encoder": settings, "head": {"energy": "mean-pooled"}}).double()
+    encoder = potential.encoder
+    assert isinstance(encoder, se3_transformer.SE3Transformer)
+    matrices = {name.removeprefix("Q/"): value for name, value in arrays.items() if name.startswith("Q/")}
+    encoder.load_state_dict(se3_transformer.from_published(_parameters(arrays), encoder, matrices))
+    potential.head.load_state_dict(heads.from_perceptron(_parameters(arrays, "FCblock.")))
+
+    def more(batch: Batch) -> dict[str, Tensor]:
+        encoder.truncated_gradient = False
+        with torch.enable_grad():
+            full = potential(batch).forces
+        encoder.truncated_gradient = True
+        kept = encoder(batch, layers=True).layers
+        return {"forces_full_gradient": full} | {f"block{2 * k + 1}_deg0": scalars for k, scalars in enumerate(kept or ())}
+
+    return Published(potential, more=more)
+
+
+# By a part of the reference that a file names; each function builds that model in its published form.
+MODELS: dict[str, Callable[[dict[str, Any], dict[str, np.ndarray]], Published]] = {
+    "torchmd/torchmd-net": _torchmd,
+    "pre-training-via-denoising": _torchmd,
+    "Denoise-Pretrain-ML-Potential models/torchmdnet": _wang_transformer,
+    "Denoise-Pretrain-ML-Potential models/schnet": _schnet,
+    "Denoise-Pretrain-ML-Potential models/egnn": _egnn,
+    "gemnet_pytorch": _gemnet,
+    "MDsim mdsim/models/gemnet": _gemnet,
+    "Denoise-Pretrain-ML-Potential models/se3transformer": _se3_transformer,
+}
+
+
+def _outputs(model: Published, system: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Energy and forces on the published scale, and the encoder's features."""
     counts = np.bincount(system["batch"]) if "batch" in system else np.array([len(system["z"])])
     batch = Batch.from_block(Block(counts, {"numbers": system["z"], "positions": system["pos"]}), dtype=torch.float64)
-    prediction = potential(batch, noise=potential.noise_head is not None)
+    prediction = model.potential(batch, noise=model.potential.noise_head is not None)
     with torch.no_grad():
-        features = potential.encoder(batch)
+        features = model.potential.encoder(batch)
+        more = model.more(batch)
     assert prediction.forces is not None
     mine = {
-        "energy": prediction.energy * scale + shift,
-        "forces": prediction.forces * scale,
+        "energy": prediction.energy * model.scale + model.shift,
+        "forces": prediction.forces * model.scale,
         "encoder_x": features.scalars,
         "encoder_v": features.vectors,
+        "noise_pred": prediction.noise,
+        **more,
     }
-    if prediction.noise is not None:
-        mine["noise_pred"] = prediction.noise
-    return {name: value.detach().numpy() for name, value in mine.items()}
+    return {name: value.detach().numpy() for name, value in mine.items() if value is not None}

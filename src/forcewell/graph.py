@@ -28,6 +28,7 @@ class Neighbours:
     vectors: Tensor  # (N, K, 3) Å, from the atom to its neighbour
     distances: Tensor  # (N, K) Å
     mask: Tensor  # (N, K) 1.0 or 0.0
+    images: Tensor | None = None  # (N, K, 3) lattice shifts of the neighbours; None where nothing is periodic
 
 
 def neighbours(batch: Batch, cutoff: float, lower: float = 0.0) -> Neighbours:
@@ -53,11 +54,12 @@ def neighbours(batch: Batch, cutoff: float, lower: float = 0.0) -> Neighbours:
     # index_select, not advanced indexing: its backward (index_add) sums in a fixed order on the CPU, which
     # bit-identical resuming needs.
     vectors = batch.positions.index_select(0, padded.reshape(-1)).reshape(N, K, 3) - batch.positions[:, None] + offset
+    images = None
     if shifts is not None:
         images = batch.positions.new_zeros(N, K, 3)
         images[receiver, place] = shifts[keep]
         vectors = vectors + torch.einsum("nka,nab->nkb", images, batch.cell.index_select(0, batch.molecule))
-    return Neighbours(padded, vectors, torch.linalg.vector_norm(vectors, dim=2), mask)
+    return Neighbours(padded, vectors, torch.linalg.vector_norm(vectors, dim=2), mask, images)
 
 
 def _all_pairs(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -91,6 +93,21 @@ def _cell_list(batch: Batch, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
     device, dtype = batch.positions.device, batch.positions.dtype
     stacked = [torch.from_numpy(np.concatenate(part)).to(device) for part in (senders, receivers, shifts)]
     return stacked[0], stacked[1], stacked[2].to(dtype)
+
+
+def periodic_pairs(batch: Batch, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
+    """First and second atom (P,) int32 and lattice offset of the second (P, 3) float64 Å of every pair closer than
+    ``cutoff``, each pair once, sorted by the first atom. An atom pairs with its own images, too."""
+    with torch.no_grad():
+        second, first, shifts = _cell_list(batch, cutoff)
+        keep = _within(second, first, shifts, batch, cutoff, 0.0)
+        second, first, shifts = second[keep], first[keep], shifts[keep]
+        # Of an atom and its images, the half whose first non-zero shift is positive.
+        sign = (shifts.double() * torch.tensor([2.0**40, 2.0**20, 1.0], dtype=torch.float64)).sum(1)
+        once = (first < second) | ((first == second) & (sign > 0))
+        first, second, shifts = first[once], second[once], shifts[once].double()
+        offsets = torch.einsum("pa,pab->pb", shifts, batch.cell.double()[batch.molecule[first]])
+    return first.int(), second.int(), offsets.contiguous()
 
 
 def _within(sender: Tensor, receiver: Tensor, shifts: Tensor | None, batch: Batch, cutoff: float, lower: float) -> Tensor:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from forcewell.bonds import excluded, resolve
-from forcewell.check import check
+from forcewell.doctor import check
 from forcewell.errors import InputError, nearest
 from forcewell.sources import SOURCES
 from forcewell.sources.card import Paths, count_conformations
+from forcewell.sources.mapping import pairs
 from forcewell.store import Store, StoreWriter
 from forcewell.store.shards import MANIFEST
 from forcewell.system import Block
@@ -25,13 +26,17 @@ from forcewell.system import Block
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What an import did. left_out: conformations excluded by molecule. resumed: conformations that were already there."""
+    """What an import did. left_out: conformations excluded by molecule. resumed: conformations that were already there.
+
+    warnings: what the check of a sample found that does not forbid training.
+    """
 
     store: Store
     kept: int
     left_out: int
     resumed: int
     seconds: float
+    warnings: tuple[str, ...] = ()
 
 
 def import_source(
@@ -70,13 +75,14 @@ def import_source(
     writer = (StoreWriter if fresh else StoreWriter.resume)(out, settings=settings, shard_bytes=shard_bytes)
     resumed = writer.consumed
     try:
-        bar = _bar(files) if progress else contextlib.nullcontext(lambda count: None)
-        left_out = _copy(SOURCES[source].read(files, **(options or {})), writer, names, bar)
+        bar = _bar(source, files) if progress else contextlib.nullcontext(lambda count: None)
+        blocks = SOURCES[source].read(files, **(options or {}))
+        left_out = _copy(blocks, writer, _filter(names, SOURCES[source].CARD.isomers), bar)
         if not writer.conformations:
             raise InputError(_nothing_left(source, left_out, names))
         writer.flush()
-        if not unchecked:  # before the store is marked complete
-            _refuse_errors(Store(out), ", ".join(str(file) for file in files))
+        # Before the store is marked complete.
+        warnings = () if unchecked else _warnings(Store(out), ", ".join(str(file) for file in files))
         store = writer.finish()
     except InputError:
         if fresh:
@@ -84,31 +90,43 @@ def import_source(
         raise
     finally:
         writer.close()
-    return Imported(store, len(store), int(store.manifest["left_out"]), resumed, time.perf_counter() - began)
+    return Imported(store, len(store), int(store.manifest["left_out"]), resumed, time.perf_counter() - began, warnings)
 
 
-def _refuse_errors(store: Store, where: str) -> None:
-    """Raises InputError with the first error that ``check`` finds."""
-    for finding in check(store, where).findings:
+def _warnings(store: Store, where: str) -> tuple[str, ...]:
+    """What the cheap part of the check warns of. Raises InputError with the first error that it finds."""
+    findings = check(store, where, thorough=False).findings
+    for finding in findings:
         if finding.severity == "error":
             raise InputError(f"{str(finding).removeprefix('error: ')}; nothing was imported (--unchecked imports it all the same)")
+    return tuple(str(finding) for finding in findings if finding.severity == "warning")
 
 
 def _settings(source: str, files: Sequence[Path], exclude: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the store's content; files by name and size, so that a moved folder can still be resumed."""
     card = dataclasses.asdict(SOURCES[source].CARD)
-    units = card.pop("properties")
-    return {
+    units = card.pop("properties") | pairs(str(options.get("property_units", "")), "property_units")
+    atoms = getattr(SOURCES[source], "isolated_atoms", None)
+    references = {"isolated_atoms": atoms(files)} if atoms else {}
+    return references | {
         "source": source,
         "files": [[file.name, file.stat().st_size] for file in files],
         "options": {key: str(value) for key, value in options.items()},
         "exclude": list(exclude),
-        "card": {key: value for key, value in card.items() if isinstance(value, str)},
+        "card": {key: value for key, value in card.items() if isinstance(value, str) and value},
         "property_units": units,
     }
 
 
-def _copy(blocks: Iterator[Block], writer: StoreWriter, names: Sequence[str], bar: Any) -> int:
+def _filter(names: Sequence[str], isomers: bool) -> Callable[[Block], np.ndarray] | None:
+    """What tells which conformations of a Block to leave out; None for none.
+
+    isomers: identifiers may stand for several bond graphs, so that every conformation is looked at, not one per identifier.
+    """
+    return (lambda block: excluded(block, names, each=isomers)) if names else None
+
+
+def _copy(blocks: Iterator[Block], writer: StoreWriter, leave_out: Callable[[Block], np.ndarray] | None, bar: Any) -> int:
     """Appends what is new and allowed; returns how many conformations were left out by this call. bar: gives ``advance``."""
     skip, left_out, seen = writer.consumed, 0, 0
     with bar as advance:
@@ -123,8 +141,8 @@ def _copy(blocks: Iterator[Block], writer: StoreWriter, names: Sequence[str], ba
                 advance(skip)
                 skip = 0
             block.validate(seen - len(block))
-            mask = excluded(block, names) if names else None
-            kept = block if mask is None else block.take(~mask)
+            mask = leave_out(block) if leave_out else np.zeros(0, dtype=bool)
+            kept = block.take(~mask) if mask.any() else block
             left_out += len(block) - len(kept)
             writer.append(kept, consumed=len(block))
             advance(len(block))
@@ -142,11 +160,12 @@ def _nothing_left(source: str, left_out: int, names: Sequence[str]) -> str:
 
 
 @contextlib.contextmanager
-def _bar(files: Sequence[Path]) -> Iterator[Any]:
+def _bar(source: str, files: Sequence[Path]) -> Iterator[Any]:
     """A progress bar with throughput and time left; gives ``advance(conformations)``."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    counts = [count_conformations(file) for file in files]
+    count = getattr(SOURCES[source], "count", count_conformations)
+    counts = [count(file) for file in files]
     total = None if None in counts else sum(count or 0 for count in counts)
     speed = TextColumn("{task.fields[speed]}")
     with Progress(TextColumn("importing"), BarColumn(), MofNCompleteColumn(), speed, TextColumn("left"), TimeRemainingColumn()) as progress:

@@ -99,9 +99,7 @@ def without_center(velocities: Tensor, share: Tensor, batch: Batch) -> Tensor:
     return velocities - per_molecule(share * velocities, batch)[batch.molecule]
 
 
-def init(
-    batch: Batch, potential: Any, *, temperature: float, generator: torch.Generator, fix_center: bool = True, chain: int = 0
-) -> State:
+def init(batch: Batch, potential: Any, *, temperature: float, generator: torch.Generator, fix_center: bool = True, chain: int = 0) -> State:
     """A State at rest in ``batch``'s positions, with Maxwell-Boltzmann velocities at ``temperature`` (K) and its first forces.
 
     fix_center: take the momentum of each molecule out, which leaves f = 3n - 3 degrees of freedom, else f = 3n. One atom

@@ -46,19 +46,28 @@ def leaks(dataset: Dataset, parts: Mapping[str, np.ndarray], limit: int | None =
     evenly spread; identifiers, rows and trajectories are always compared in full. None: at all. ordered: data without the
     property "frame" are trajectories in the order in which they are stored.
     """
-    owner = np.full(len(dataset), -1, dtype=np.int16)
-    for number, rows in enumerate(parts.values()):
-        owner[rows] = number
-    names, codes = list(parts), identified(dataset)
-    found = list(_same_rows(parts))
-    found += _shared("identifier", codes, np.arange(len(codes)), owner, names)
-    found += _same_molecules(dataset, codes, owner, names, limit)
+    names, codes, owner = list(parts), identified(dataset), _owner(dataset, parts)
+    found = molecule_leaks(dataset, parts, limit)
     found += _neighbours_in_time(dataset, codes, owner, names, ordered)
     rows = _evenly(np.flatnonzero(owner >= 0), limit)
     rows = rows[dataset.counts[rows] > 1]  # an atom has no geometry
     hashes = [geometry_hashes(dataset.block(rows[start : start + ROWS])) for start in range(0, len(rows), ROWS)]
     found += _shared("geometry", np.concatenate([np.zeros(0, dtype=np.uint64), *hashes]), rows, owner[rows], names)
     return found
+
+
+def molecule_leaks(dataset: Dataset, parts: Mapping[str, np.ndarray], limit: int | None = None) -> list[Leak]:
+    """Of ``leaks``, those of rows and molecules: the same row, identifier, bond graph or canonical SMILES."""
+    names, codes, owner = list(parts), identified(dataset), _owner(dataset, parts)
+    shared = _shared("identifier", codes, np.arange(len(codes)), owner, names)
+    return [*_same_rows(parts), *shared, *_same_molecules(dataset, codes, owner, names, limit)]
+
+
+def _owner(dataset: Dataset, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+    owner = np.full(len(dataset), -1, dtype=np.int16)
+    for number, rows in enumerate(parts.values()):
+        owner[rows] = number
+    return owner
 
 
 def identified(dataset: Dataset) -> np.ndarray:

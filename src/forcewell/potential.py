@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from forcewell.batch import Batch
 from forcewell.errors import InputError, nearest
-from forcewell.nn import EquivariantScalar, EquivariantVector, Features, encoder
+from forcewell.fused import INSTRUCTIONS, Fused, library, width
+from forcewell.nn import Features, encoder
+from forcewell.nn.heads import ENERGY_HEADS, NOISE_HEADS, Displacement, GradientNoise, read_out
 from forcewell.system import System, block_of
 
 if TYPE_CHECKING:
@@ -35,9 +37,12 @@ class Prediction:
 class Potential(nn.Module):
     """A conservative force field: E = Σ_atoms head(encoder(batch)), F = -dE/dr.
 
-    config: ``{"encoder": {"name": ..., settings}, "head": {"noise": bool}}``, enough to rebuild the model.
+    config: ``{"encoder": {"name": ..., settings}, "head": {"energy": kind, "noise": kind}}``, enough to rebuild the model.
+    Without "energy" the head is the encoder's own default, size-extensive; "noise" True is the encoder's default noise
+    head, False (the default) none (kinds: nn/heads.py).
     levels: names of the levels of theory it was trained on, the last fine-tuned one last. references: per level,
-    (119,) float64 eV by atomic number; they are outside the network, so float32 never sees a total energy.
+    (119,) float64 eV by atomic number; they are outside the network, so float32 never sees a total energy. Entry 0, which
+    is no element, is added once per molecule (zero but for converted models that have such a constant).
     elements: atomic numbers met in training.
     """
 
@@ -50,20 +55,25 @@ class Potential(nn.Module):
         elements: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        self.config = {"encoder": dict(config["encoder"]), "head": dict(config.get("head", {}))}
-        settings = dict(self.config["encoder"])
+        settings, head = dict(config["encoder"]), dict(config.get("head") or {})
+        self.config = {"encoder": dict(settings), "head": head}
         self.encoder = encoder(settings.pop("name"), **settings)
-        self.head = EquivariantScalar(self.encoder.channels)  # type: ignore[arg-type]
-        self.noise_head = EquivariantVector(self.encoder.channels) if self.config["head"].get("noise") else None  # type: ignore[arg-type]
+        head["energy"] = head.get("energy") or self.encoder.energy_head
+        noise = head["noise"] = self.encoder.noise_head if head.get("noise") is True else head.get("noise", False)
+        self.head = read_out(self.encoder, head["energy"], ENERGY_HEADS)
+        self.noise_head = read_out(self.encoder, noise, NOISE_HEADS) if noise else None
         self.levels = tuple(levels)
+        if self.encoder.levels is not None and len(self.levels) > len(self.encoder.levels):
+            raise InputError(f"the encoder embeds {len(self.encoder.levels)} levels of theory, and these are {len(self.levels)}")
         self.references = {level: np.zeros(ELEMENTS) for level in self.levels}
         self.references |= {level: np.asarray(values, dtype=np.float64) for level, values in (references or {}).items()}
         self.elements = tuple(sorted(elements))
+        self._fused: Fused | None = None
 
     @property
     def cutoff(self) -> float:
         """Å; two atoms farther apart do not see each other directly."""
-        return float(self.encoder.cutoff)  # type: ignore[arg-type]
+        return float(self.encoder.cutoff)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -80,13 +90,21 @@ class Potential(nn.Module):
     ) -> Prediction:
         """Energy, and on request forces, stress and the noise head's output.
 
-        create_graph keeps the forces differentiable (training); the input batch is never changed. An objective
-        that needs neither forces nor stress passes ``forces=False`` and no second-order graph is built.
+        create_graph keeps the forces differentiable (training), and noise that is a gradient; the input batch is never
+        changed. An objective that needs neither forces nor stress passes ``forces=False`` and no second-order graph is
+        built, except for a noise head that is itself a gradient. Raises InputError where there is no noise head.
         """
-        differentiate = forces or stress
+        if noise and self.noise_head is None:
+            raise InputError("this potential has no noise head; set model.head.noise to true before pre-training")
+        gradient_noise = noise and isinstance(self.noise_head, GradientNoise)
+        differentiate = forces or stress or gradient_noise
+        kernels = self._kernels(batch) if forces and not stress and not noise else None
+        if kernels is not None:
+            atomic, found = kernels(batch, create_graph and torch.is_grad_enabled())
+            return Prediction(atomic.new_zeros(len(batch)).index_add(0, batch.molecule, atomic), found)
         with torch.enable_grad() if differentiate else torch.set_grad_enabled(torch.is_grad_enabled()):
             positions, cell, strain = batch.positions.detach(), batch.cell, None
-            if forces:
+            if forces or gradient_noise:
                 positions = positions.requires_grad_(True)
             if stress:
                 # r -> r (1 + ε) with ε symmetric; dE/dε at ε = 0 is volume times stress.
@@ -95,16 +113,45 @@ class Potential(nn.Module):
                 cell = cell @ deform
             moved = positions if strain is None else torch.einsum("na,nab->nb", positions, deform.index_select(0, batch.molecule))
             features: Features = self.encoder(dataclasses.replace(batch, positions=moved, cell=cell))
-            atomic = self.head(features)
-            energy = atomic.new_zeros(len(batch)).index_add(0, batch.molecule, atomic)
-            prediction = Prediction(energy)
+            prediction = Prediction(self.head.energies(features, batch))  # type: ignore[operator]
             if noise:
-                if self.noise_head is None:
-                    raise InputError("this potential has no noise head; set model.head.noise to true before pre-training")
-                prediction.noise = self.noise_head(features)
-            if differentiate:
+                prediction.noise = self._noise(features, positions, create_graph)
+            if forces or stress:
                 self._differentiate(prediction, positions if forces else None, strain, batch, create_graph)
+        if not torch.is_grad_enabled() and not create_graph:
+            prediction.energy = prediction.energy.detach()
         return prediction
+
+    def _noise(self, features: Features, positions: Tensor, create_graph: bool) -> Tensor:
+        """(N, 3): what the noise head says, by its own kind."""
+        head = self.noise_head
+        assert head is not None
+        if isinstance(head, GradientNoise):
+            # The graph is kept for the energy, which shares the encoder.
+            pseudo = head(features).sum()
+            return -torch.autograd.grad(pseudo, positions, create_graph=create_graph, retain_graph=True, materialize_grads=True)[0]
+        return head(features, positions) if isinstance(head, Displacement) else head(features)
+
+    def _kernels(self, batch: Batch) -> Fused | None:
+        """Compiled kernels that give this batch's energy and forces, if there are any."""
+        if batch.positions.dtype != torch.float32 or batch.positions.device.type != "cpu" or self.dtype != torch.float32:
+            return None
+        if self._fused is None:
+            lanes = width(self.encoder, self.head)
+            if lanes == 0:
+                return None
+            self._fused = Fused(self.encoder, self.head, lanes)  # type: ignore[arg-type]
+        return self._fused
+
+    @property
+    def path(self) -> str:
+        """How energies and forces are computed here, in words for the user."""
+        if self.device.type != "cpu" or self.dtype != torch.float32:
+            return f"PyTorch on {self.device.type}, {str(self.dtype).removeprefix('torch.')}"
+        if library() is None:
+            return "PyTorch on cpu, float32 (no compiled kernels: the package was installed without a C++ compiler)"
+        lanes = width(self.encoder, self.head)
+        return f"compiled kernels, {INSTRUCTIONS[lanes]}" if lanes else "PyTorch on cpu, float32 (no compiled kernels for this model)"
 
     def _differentiate(
         self, prediction: Prediction, positions: Tensor | None, strain: Tensor | None, batch: Batch, create_graph: bool
@@ -130,7 +177,7 @@ class Potential(nn.Module):
             return batch.targets.energy.new_zeros(len(batch))
         table = torch.from_numpy(np.stack([self.references[level] for level in self.levels])).to(batch.numbers.device)
         atomic = table[batch.level.index_select(0, batch.molecule), batch.numbers]
-        return atomic.new_zeros(len(batch)).index_add(0, batch.molecule, atomic)
+        return table[batch.level, 0].index_add(0, batch.molecule, atomic)
 
     def total_energy(self, prediction: Prediction, batch: Batch) -> Tensor:
         """(M,) float64 eV, reference energies included."""
@@ -147,7 +194,7 @@ class Potential(nn.Module):
 
     def check_elements(self, numbers: np.ndarray | Tensor) -> None:
         """Raises InputError where ``numbers`` has elements that the model was never trained on, or cannot embed."""
-        limit = self.config["encoder"].get("elements", 100)
+        limit = self.encoder.elements
         if len(numbers) and int(numbers.max()) >= limit:
             raise InputError(f"the model embeds atomic numbers below {limit}, and {int(numbers.max())} is not")
         unseen = sorted(set(np.unique(numbers.cpu().numpy() if isinstance(numbers, Tensor) else numbers).tolist()) - set(self.elements))

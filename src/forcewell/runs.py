@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ import numpy as np
 import torch
 
 from forcewell.checkpoint import load_model, save_model, training_hashes, write_bytes
-from forcewell.config import EncoderConfig, ModelConfig, RunConfig, dump_config
+from forcewell.config import HeadConfig, ModelConfig, RunConfig, dump_config, encoder_config
 from forcewell.display import TrainingDisplay, say
+from forcewell.doctor.levels import plan
 from forcewell.errors import InputError
 from forcewell.loader import Loader, Source, fixed_batches
 from forcewell.objectives import Objective
@@ -25,6 +27,7 @@ from forcewell.overlap import geometry_hashes, overlap, sketch, sketch_of
 from forcewell.potential import Potential
 from forcewell.references import correct
 from forcewell.runstate import has_state
+from forcewell.scales import fit_scales
 from forcewell.store import Gatherer
 from forcewell.system import Block
 from forcewell.train import Trainer, train
@@ -55,15 +58,43 @@ def pretrain(config: RunConfig, out: Path, resume: bool = False) -> Path:
         objectives, training, validation, levels = gather(
             config, out / "data", exclude=config.exclude or "benchmark", quiet=not fabric.is_global_zero
         )
-        encoder = config.model.encoder.model_dump()
-        encoder["conditions"] = int(any(getattr(objective, "conditioned", False) for objective in objectives))
-        heaviest = max(_elements([*training, *validation]))
-        if heaviest >= encoder["elements"]:
-            raise InputError(f"model.encoder.elements is {encoder['elements']}: it must be above the data's atomic number {heaviest}")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            potential = Potential({"encoder": encoder}, levels=levels, elements=_elements(training))
+        potential = _fresh(config, objectives, training, validation, levels)
+        if not begun:
+            fit_scales(potential, training, config.seed, quiet=not fabric.is_global_zero)
         return _run(config, out, begun, fabric, Parts(potential, training, validation, objectives, [], np.zeros(0, dtype=np.uint64)))
+
+
+def fitted(config: RunConfig, out: Path) -> dict[str, float]:
+    """Writes the untrained GemNet-T of a pre-training configuration, scale factors fitted to its data, as a model file.
+
+    ``pretrain`` does this by itself. Returns the factors by name. Raises InputError for another encoder, unusable data,
+    or an existing ``out``.
+    """
+    if out.exists():
+        raise InputError(f"{out} exists; use another --out")
+    if config.model.encoder.name != "gemnet-t":
+        raise InputError(f"model.encoder.name is {config.model.encoder.name}: only gemnet-t has scale factors to fit")
+    with tempfile.TemporaryDirectory() as folder:
+        objectives, training, validation, levels = gather(config, Path(folder), exclude=config.exclude or "benchmark")
+        potential = _fresh(config, objectives, training, validation, levels)
+        factors = fit_scales(potential, training, config.seed)
+        save_model(out, potential, **_details(config, Parts(potential, training, validation, objectives, [], np.zeros(0, dtype=np.uint64))))
+    return factors
+
+
+def _fresh(
+    config: RunConfig, objectives: Sequence[Objective], training: Sequence[Source], validation: Sequence[Source], levels: Sequence[str]
+) -> Potential:
+    """An untrained potential. Raises InputError for data with elements that its encoder cannot embed."""
+    encoder = config.model.encoder.model_dump()
+    encoder["conditions"] = int(any(getattr(objective, "conditioned", False) for objective in objectives))
+    encoder["levels"] = max(encoder["levels"], len(levels)) if encoder["levels"] else 0
+    heaviest = max(_elements([*training, *validation]))
+    if heaviest >= encoder["elements"]:
+        raise InputError(f"model.encoder.elements is {encoder['elements']}: it must be above the data's atomic number {heaviest}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return Potential({"encoder": encoder, "head": config.model.head.model_dump()}, levels=levels, elements=_elements(training))
 
 
 def finetune(config: RunConfig, model: Path, out: Path, resume: bool = False) -> Path:
@@ -90,6 +121,9 @@ def finetune(config: RunConfig, model: Path, out: Path, resume: bool = False) ->
         known = training_hashes(model)
         if fabric.is_global_zero:
             _tell_overlap(training, known)
+            learned = any("energy" in objective.name for objective in objectives)
+            for line in plan([(source.name, source.data, source.rows) for source in training], parent.references, learned):
+                say(line)
             _correct(potential, training)
         ancestry = [
             *description.get("ancestry", []),
@@ -100,8 +134,7 @@ def finetune(config: RunConfig, model: Path, out: Path, resume: bool = False) ->
 
 def _with_model_of(parent: Potential, config: RunConfig) -> RunConfig:
     """The configuration with the parent's network in it: fine-tuning does not change that."""
-    known = {name: value for name, value in parent.config["encoder"].items() if name in EncoderConfig.model_fields}
-    model = ModelConfig(encoder=EncoderConfig(**known))
+    model = ModelConfig(encoder=encoder_config(parent.config["encoder"]), head=HeadConfig(**parent.config["head"]))
     if config.model not in (ModelConfig(), model):
         say("the network is that of the model file; the configuration's own 'model' is not used")
     return config.model_copy(update={"model": model})
@@ -115,18 +148,33 @@ def _adopt(
     wanted = int(any(getattr(objective, "conditioned", False) for objective in objectives))
     config["encoder"]["conditions"] = max(wanted, int(config["encoder"].get("conditions", 0)))
     order = [level for level in parent.levels if level not in levels] + list(levels)
+    if config["encoder"].get("levels"):
+        config["encoder"]["levels"] = max(config["encoder"]["levels"], len(order))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         potential = Potential(config, levels=order, references=parent.references, elements=sorted({*parent.elements, *_elements(sources)}))
     theirs, ours = parent.state_dict(), potential.state_dict()
     loaded = [name for name, value in theirs.items() if name in ours and ours[name].shape == value.shape]
     potential.load_state_dict({name: theirs[name] for name in loaded}, strict=False)
+    _carry_levels(parent, potential)
     if not quiet:
         new, dropped = sorted(set(ours) - set(loaded)), sorted(set(theirs) - set(loaded))
         say(f"tensors loaded: {len(loaded)} of {len(ours)}; new: {', '.join(new) or 'none'}; dropped: {', '.join(dropped) or 'none'}")
     for source in sources:
         source.levels = np.array([potential.levels.index(level) for level in source.data.levels], dtype=np.int64)
     return potential
+
+
+def _carry_levels(parent: Potential, potential: Potential) -> None:
+    """Where the encoder embeds levels of theory, each keeps its vector at its new place; a new one starts as their mean."""
+    if potential.encoder.levels is None or parent.encoder.levels is None:
+        return
+    known = parent.encoder.levels.detach()
+    places = {level: row for row, level in enumerate(parent.levels)}
+    with torch.no_grad():
+        potential.encoder.levels.zero_()
+        for row, level in enumerate(potential.levels):
+            potential.encoder.levels[row] = known[places[level]] if level in places else known[: max(len(places), 1)].mean(0)
 
 
 def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) -> Path:
@@ -136,11 +184,10 @@ def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) 
     settings, optimiser = config.training, config.optimiser
     average = potential
     if optimiser.average is not None:
-        average = Potential(potential.config, levels=potential.levels, references=potential.references, elements=potential.elements).to(
-            dtype
-        )
-        average.load_state_dict(potential.state_dict())
-        average.to(fabric.device)
+        average = Potential(potential.config, levels=potential.levels, references=potential.references, elements=potential.elements)
+        average.to(fabric.device, dtype).load_state_dict(potential.state_dict())
+    if fabric.is_global_zero:
+        say(f"energies and forces by {potential.to(fabric.device).path}")
     hashes = _sketch(parts) if fabric.is_global_zero else None
     details = _details(config, parts)
 

@@ -65,7 +65,7 @@ def simulate(
     doing = "going on with" if resume and out.exists() else "writing to"
     say(f"{structure}: {len(start)} atoms, {replicas} replica(s), {ensemble} at {temperature:g} K")
     say(f"{time:g} ps in steps of {timestep:g} fs, {doing} {out}/")
-    say(f"{freedom} degrees of freedom (no net momentum), on {device}")
+    say(f"{freedom} degrees of freedom (no net momentum); energies and forces by {potential.path}")
     result = run(
         potential,
         start,

@@ -5,7 +5,7 @@ A source yields Blocks; a System is one conformation, a view of one row of a Blo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Two atoms closer than this are on top of each other: the shortest bond of chemistry, H-H, is 0.74 Å.
 OVERLAP = 0.25  # Å
+ATOMS_AT_ONCE = 20_000  # whose pair distances are computed together: 240 kB of single-precision coordinates stay in the cache
 
 
 @dataclass(slots=True)
@@ -130,20 +131,34 @@ class Block:
         if bad.any():
             raise InputError(f"{where}: conformation {owner[np.argmax(bad)]} has coordinates that are NaN or infinite")
         self._validate_cells(where, first)
-        for count in np.unique(self.counts[self.counts > 1]):
-            rows = np.flatnonzero(self.counts == count)
-            # A chunk of 4096 twenty-atom molecules holds its squared distances in 13 MB.
-            for chunk in np.array_split(rows, max(1, len(rows) * int(count) ** 2 // 2_000_000)):
-                points = self.take(chunk).arrays["positions"].reshape(len(chunk), count, 3)
-                squared = ((points[:, :, None] - points[:, None]) ** 2).sum(-1)
-                squared[:, np.arange(count), np.arange(count)] = np.inf
-                closest = np.sqrt(squared.reshape(len(chunk), -1).min(axis=1))
+        for rows, points in self.by_size():
+            nearest = np.full(len(rows), np.inf, dtype=np.float32)
+            for _, squared in squared_distances(points):
+                np.minimum(nearest, squared.min(axis=0), out=nearest)
+            suspect = np.flatnonzero(nearest < (1.01 * OVERLAP) ** 2)  # single precision is off by 1e-5 of a distance
+            if len(suspect):
+                exact = points[suspect].astype(np.float64)
+                distances = np.linalg.norm(exact[:, :, None] - exact[:, None], axis=-1)
+                distances[:, np.arange(points.shape[1]), np.arange(points.shape[1])] = np.inf
+                closest = distances.reshape(len(suspect), -1).min(axis=1)
                 if (closest < OVERLAP).any():
                     worst = int(np.argmin(closest))
                     raise InputError(
-                        f"{where}: conformation {first + chunk[worst]} has two atoms on top of each other "
+                        f"{where}: conformation {first + rows[suspect[worst]]} has two atoms on top of each other "
                         f"({closest[worst]:.3f} Å apart); is the length unit right?"
                     )
+
+    def by_size(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(rows, positions (F, A, 3)) of conformations with the same number A > 1 of atoms, few enough for a processor's cache."""
+        offsets, positions = self.offsets, self.arrays["positions"]
+        for count in np.unique(self.counts[self.counts > 1]):
+            rows = np.flatnonzero(self.counts == count)
+            for chunk in np.array_split(rows, -(-len(rows) * int(count) // ATOMS_AT_ONCE)):
+                if chunk[-1] - chunk[0] + 1 == len(chunk):  # neighbours, as in a trajectory: a view
+                    flat = positions[offsets[chunk[0]] : offsets[chunk[-1] + 1]]
+                else:
+                    flat = positions[offsets[chunk][:, None] + np.arange(count)]
+                yield chunk, flat.reshape(len(chunk), count, 3)
 
     def _validate_cells(self, where: str, first: int) -> None:
         """Raises InputError where a periodic conformation has no usable cell, or an atom on top of an image of one."""
@@ -163,6 +178,20 @@ class Block:
                     f"{where}: conformation {first + m} has an atom on top of another or of its periodic image; "
                     "are the cell and the unit right?"
                 )
+
+
+def squared_distances(points: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(i, (A - i, F) float32 Å²) for i = 1 ... A - 1: between atoms a and a + i of each of F conformations (F, A, 3).
+
+    Five times faster than all A² differences at once in double precision; the relative error is about 1e-5.
+    """
+    flat = np.ascontiguousarray((points - points[:, :1]).transpose(2, 1, 0), dtype=np.float32)
+    for i in range(1, flat.shape[1]):
+        step = flat[:, i:] - flat[:, :-i]
+        np.multiply(step, step, out=step)
+        step[0] += step[1]
+        step[0] += step[2]
+        yield i, step[0]
 
 
 @dataclass(slots=True)

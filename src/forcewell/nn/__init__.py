@@ -1,33 +1,72 @@
-"""Encoders and heads by name."""
+"""Encoders by name. Each is a file of this package; heads.py has what reads energies and noise from their features."""
 
+import inspect
+import typing
 from typing import Any
 
-from torch import nn
-
 from forcewell.errors import InputError, nearest
+from forcewell.nn.egnn import EGNN
+from forcewell.nn.embedding import Encoder
 from forcewell.nn.equivariant_transformer import EquivariantTransformer
 from forcewell.nn.features import Features
+from forcewell.nn.gemnet import GemNetT
 from forcewell.nn.heads import EquivariantScalar, EquivariantVector
+from forcewell.nn.schnet import SchNet
+from forcewell.nn.se3_transformer import SE3Transformer
 
-ENCODERS = {"equivariant-transformer": EquivariantTransformer}
+ENCODERS: dict[str, type[Encoder]] = {
+    "equivariant-transformer": EquivariantTransformer,
+    "schnet": SchNet,
+    "egnn": EGNN,
+    "gemnet-t": GemNetT,
+    "se3-transformer": SE3Transformer,
+}
 
-__all__ = ["ENCODERS", "EquivariantScalar", "EquivariantTransformer", "EquivariantVector", "Features", "encoder"]
+__all__ = [
+    "EGNN",
+    "ENCODERS",
+    "Encoder",
+    "EquivariantScalar",
+    "EquivariantTransformer",
+    "EquivariantVector",
+    "Features",
+    "GemNetT",
+    "SE3Transformer",
+    "SchNet",
+    "encoder",
+    "encoder_settings",
+]
 
 
-def encoder(name: str, **settings: Any) -> nn.Module:
-    """An encoder by name with its settings, freshly initialised.
+def encoder(name: str, **settings: Any) -> Encoder:
+    """An encoder by name with its settings, freshly initialised. Settings left out have the published full size.
 
     Raises InputError for an unknown name or setting.
 
     >>> encoder("equivariant-transformer", channels=32, layers=2, heads=4, radial=16).channels
     32
     """
-    import inspect
-
-    if name not in ENCODERS:
-        raise InputError(f"unknown encoder {name!r}{nearest(name, ENCODERS)} (known: {', '.join(ENCODERS)})")
-    known = list(inspect.signature(ENCODERS[name]).parameters)
+    known = encoder_settings(name)
     for key in settings:
         if key not in known:
             raise InputError(f"encoder {name}: unknown setting {key!r}{nearest(key, known)} (known: {', '.join(known)})")
     return ENCODERS[name](**settings)
+
+
+def encoder_settings(name: str) -> dict[str, tuple[Any, Any]]:
+    """Type and default of each setting of an encoder, those of every encoder (see ``Encoder``) last.
+
+    Raises InputError for an unknown name.
+
+    >>> encoder_settings("schnet")["channels"]
+    (<class 'int'>, 256)
+    """
+    if name not in ENCODERS:
+        raise InputError(f"unknown encoder {name!r}{nearest(name, ENCODERS)} (known: {', '.join(ENCODERS)})")
+    found: dict[str, tuple[Any, Any]] = {}
+    for kind in (ENCODERS[name], Encoder):
+        hints = typing.get_type_hints(kind.__init__)
+        for key, parameter in inspect.signature(kind).parameters.items():
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD and key not in found:
+                found[key] = (hints[key], parameter.default)
+    return found

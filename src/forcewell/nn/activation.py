@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -45,3 +46,8 @@ def silu(x: Tensor) -> Tensor:
     force-trained encoder that was a third of the whole training step.
     """
     return _SiLU.apply(x)  # type: ignore[return-value]
+
+
+def shifted_softplus(x: Tensor) -> Tensor:
+    """ln(1 + exp(x)) - ln 2, SchNet's activation."""
+    return torch.nn.functional.softplus(x) - math.log(2.0)

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding
 
 from forcewell.batch import Batch
 from forcewell.errors import InputError
 from forcewell.graph import neighbours
 from forcewell.nn.activation import silu
+from forcewell.nn.embedding import Encoder
 from forcewell.nn.features import Features
 from forcewell.nn.radial import ExponentialNormalBasis, cosine_cutoff
+from forcewell.nn.whitening import WhitenedNorm
 
 
-class EquivariantTransformer(nn.Module):
+class EquivariantTransformer(Encoder):
     """Attention over neighbours with scalar and vector channels: Batch -> Features.
 
     Equal to TorchMD-Net's ``TorchMD_ET`` with distance influence "both" (6,519,808 parameters at the defaults).
     Two differences of form, none of function: the query, key and value maps are one matrix and the two filter maps
     another, and the message of an atom to itself (r = 0) is a per-atom term, so no edge has zero length.
 
-    channels C, layers, heads (a divisor of C), radial R; cutoff and lower_cutoff in Å; elements: atomic numbers
-    below this can be embedded. conditions: learned tokens added to the atom embedding where ``Batch.condition`` > 0
-    (0 of them by default; condition 0 adds nothing). smooth_cutoff damps the three value parts of a message by the
-    cutoff, so energies are continuous where a pair crosses it; False is the original form, which damps only the
-    attention weight and jumps there (TorchMD-Net issue 254).
+    channels C, layers, heads (a divisor of C), radial R; cutoff and lower_cutoff in Å. smooth_cutoff damps the three
+    value parts of a message by the cutoff, so energies are continuous where a pair crosses it; False is the original
+    form, which damps only the attention weight and jumps there (TorchMD-Net issue 254). vector_norm whitens the final
+    vectors (see ``WhitenedNorm``): "whitened", or "published-whitened" as in NoisyNode, which is not rotation-invariant.
     """
+
+    provides: ClassVar[frozenset[str]] = frozenset({"vectors"})
+    energy_head: ClassVar[str] = "equivariant"
+    noise_head: ClassVar[str] = "vectors"
 
     def __init__(
         self,
@@ -39,45 +44,45 @@ class EquivariantTransformer(nn.Module):
         radial: int = 64,
         cutoff: float = 5.0,
         lower_cutoff: float = 0.0,
-        elements: int = 100,
-        conditions: int = 0,
         smooth_cutoff: bool = True,
         trainable_radial: bool = False,
+        vector_norm: Literal["none", "whitened", "published-whitened"] = "none",
+        **inputs: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(channels, cutoff, **inputs)
         if channels % heads:
             raise InputError(f"equivariant-transformer: channels ({channels}) must be a multiple of heads ({heads})")
-        self.channels, self.cutoff, self.lower_cutoff, self.conditions = channels, cutoff, lower_cutoff, conditions
+        self.lower_cutoff, self.smooth_cutoff = lower_cutoff, smooth_cutoff
         self.basis = ExponentialNormalBasis(radial, cutoff, lower_cutoff, trainable_radial)
-        self.embedding = nn.Embedding(elements, channels)
-        self.neighbour_embedding = nn.Embedding(elements, channels)
+        self.neighbour_embedding = nn.Embedding(self.rows, channels)
         self.neighbour_filter = nn.Linear(radial, channels)
         self.combine = nn.Linear(2 * channels, channels)
-        self.tokens: Tensor | None
-        self.register_parameter("tokens", nn.Parameter(torch.zeros(conditions, channels)) if conditions else None)
         self.layers = nn.ModuleList(AttentionLayer(channels, heads, radial, smooth_cutoff) for _ in range(layers))
         self.norm = nn.LayerNorm(channels)
+        self.vector_norm = None if vector_norm == "none" else WhitenedNorm(channels, published=vector_norm == "published-whitened")
         for linear in (self.neighbour_filter, self.combine):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, batch: Batch) -> Features:
-        """Scalars (N, C) and vectors (N, 3, C), differentiable in ``batch.positions`` and ``batch.cell``."""
+    def forward(self, batch: Batch, layers: bool = False) -> Features:
+        """Scalars (N, C) and vectors (N, 3, C), differentiable in ``batch.positions`` and ``batch.cell``; ``layers``: the
+        scalars after each layer, before the last normalisation, too."""
         geometry = self._geometry(batch)
-        x = self.embedding(batch.numbers)  # (N, C)
-        if self.tokens is not None:
-            # Row 0 is no token at all, not a learned one: a model used without a condition cannot depend on them.
-            table = torch.cat([torch.zeros_like(self.tokens[:1]), self.tokens])
-            x = x + embedding(batch.condition, table).index_select(0, batch.molecule)
+        x = self.embed(batch)  # (N, C)
         filters = self.neighbour_filter(geometry.basis) * (geometry.envelope * geometry.mask)[:, :, None]
-        nearby = geometry.gather(self.neighbour_embedding(batch.numbers))
+        nearby = geometry.gather(self.neighbour_embedding(self.species(batch)))
         x = self.combine(torch.cat([x, (filters * nearby).sum(1)], dim=1))
         vectors: Tensor | None = None  # all zero before the first layer, whose vector terms are skipped
+        kept = []
         for layer in self.layers:
             dx, dv = layer(x, vectors, geometry)
             x = x + dx
             vectors = dv if vectors is None else vectors + dv
-        return Features(self.norm(x), x.new_zeros(len(x), 3, self.channels) if vectors is None else vectors)
+            kept.append(x)
+        vectors = x.new_zeros(len(x), 3, self.channels) if vectors is None else vectors
+        if self.vector_norm is not None:
+            vectors = self.vector_norm(vectors)
+        return Features(self.norm(x), vectors, layers=tuple(kept) if layers else None)
 
     def _geometry(self, batch: Batch) -> Geometry:
         """What all layers share: radial bases, envelopes and directions of the neighbours and of the atom itself."""
@@ -161,7 +166,8 @@ class AttentionLayer(nn.Module):
 
 
 def from_torchmd(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
-    """Tensors of a published ``TorchMD_ET`` (names without prefix) under our names and in our layout.
+    """Tensors of a published ``TorchMD_ET`` (names without prefix; NoisyNode's and Wang's, too) under our names and in
+    our layout.
 
     Published value and dv rows are interleaved per head, [head, part, d]; ours are [part, head, d].
     """
@@ -172,11 +178,13 @@ def from_torchmd(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
     renamed = {
         "basis.means": state["distance_expansion.means"],
         "basis.betas": state["distance_expansion.betas"],
-        "embedding.weight": state["embedding.weight"],
+        "embedding.weight": state["embedding.weight" if "embedding.weight" in state else "type_embedding.weight"],
         "neighbour_embedding.weight": state["neighbor_embedding.embedding.weight"],
         "norm.weight": state["out_norm.weight"],
         "norm.bias": state["out_norm.bias"],
     }
+    if "out_norm_vec.weight" in state:
+        renamed["vector_norm.weight"] = state["out_norm_vec.weight"]
     for kind in ("weight", "bias"):
         renamed[f"neighbour_filter.{kind}"] = state[f"neighbor_embedding.distance_proj.{kind}"]
         renamed[f"combine.{kind}"] = state[f"neighbor_embedding.combine.{kind}"]

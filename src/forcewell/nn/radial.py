@@ -48,3 +48,19 @@ class ExponentialNormalBasis(nn.Module):
         # Below exp(-40) = 4e-18 exactly zero: most of the basis would otherwise be denormal numbers, and arithmetic
         # on those made a whole training step 1.5-1.9 times slower.
         return cosine_cutoff(r, self.upper)[..., None] * torch.exp(exponent.masked_fill(exponent < -40.0, -torch.inf))
+
+
+class GaussianBasis(nn.Module):
+    """Gaussians on an even grid from 0 to ``upper``, as wide as their spacing (SchNet): (...) -> (..., R). No cutoff."""
+
+    offsets: Tensor
+
+    def __init__(self, size: int, upper: float) -> None:
+        super().__init__()
+        self.width = upper / (size - 1)
+        self.register_buffer("offsets", torch.linspace(0.0, upper, size, dtype=torch.float64).to(torch.get_default_dtype()))
+
+    def forward(self, r: Tensor) -> Tensor:
+        """Distances (...) in Å -> basis values (..., R)."""
+        exponent = -0.5 * ((r[..., None] - self.offsets) / self.width) ** 2
+        return torch.exp(exponent.masked_fill(exponent < -40.0, -torch.inf))  # no denormal numbers, as above

@@ -11,7 +11,8 @@ import numpy as np
 from forcewell.bonds import identify
 from forcewell.errors import InputError
 from forcewell.fields import FIELDS
-from forcewell.sources.card import Card, Factors, Paths, check_options
+from forcewell.sources.card import Card, Paths, check_options
+from forcewell.sources.mapping import OPTIONS, Declared, declared
 from forcewell.sources.trajectory_npz import truth
 from forcewell.system import Block, System, block_of
 from forcewell.units import HARTREE
@@ -39,17 +40,7 @@ CARD = Card(
     units="options energy_unit, force_unit, length_unit (default eV, eV/Å, Å; ORCA's comment-line energies are Hartree)",
     page="",
     files=f"*.xyz or *.extxyz; energies as {', '.join(ENERGY_KEYS)}, forces as {', '.join(FORCES_KEYS)}",
-    options={
-        "energy_unit": "of energies: eV, meV, Hartree, kcal/mol, kJ/mol",
-        "force_unit": "of forces: eV/Å, Hartree/bohr, kcal/mol/Å ...; default energy_unit/length_unit",
-        "length_unit": "of coordinates: Å, bohr, nm",
-        "level": "level of theory, e.g. wB97X/6-31G(d)",
-        "gradients": "yes: the forces are gradients, so their sign is changed",
-        "equilibrium": "yes or no: all conformations are minima, or none is",
-        "energy_key": "a key not listed above",
-        "forces_key": "a key not listed above",
-        "molecule_key": f"key of the molecule identifier, besides {', '.join(MOLECULE_KEYS)}",
-    },
+    options=OPTIONS,
 )
 
 
@@ -59,17 +50,16 @@ def read(paths: Paths, **options: Any) -> Iterator[Block]:
     Raises InputError, naming the frame, for a damaged file, and for a key asked for that no frame has.
     """
     check_options(CARD, options)
-    energy_unit, length_unit = options.get("energy_unit", "eV"), options.get("length_unit", "Å")
-    factors = Factors.of(energy_unit, options.get("force_unit", f"{energy_unit}/{length_unit}"), length_unit)
+    mapping = declared(options, unread=("numbers", "positions"))
     for path in paths:
         waiting: list[System] = []
         for number, atoms in enumerate(_frames(Path(path))):
-            waiting.append(_system(atoms, f"{path}, frame {number}", factors, options))
+            waiting.append(_system(atoms, f"{path}, frame {number}", mapping, options))
             if len(waiting) == FRAMES:
-                yield from _blocks(waiting)
+                yield from blocks_of(waiting)
                 waiting = []
         if waiting:
-            yield from _blocks(waiting)
+            yield from blocks_of(waiting)
 
 
 def _frames(path: Path) -> Iterator[ase.Atoms]:
@@ -91,36 +81,37 @@ def _frames(path: Path) -> Iterator[ase.Atoms]:
         raise InputError(f"{path} holds no frame")
 
 
-def _system(atoms: ase.Atoms, where: str, factors: Factors, options: Mapping[str, Any]) -> System:
+def _system(atoms: ase.Atoms, where: str, mapping: Declared, options: Mapping[str, Any]) -> System:
     """One frame in eV, Å with every label that is found."""
-    results = atoms.calc.results if atoms.calc is not None else {}
+    results, factors = atoms.calc.results if atoms.calc is not None else {}, mapping.factors
     scalars, per_atom = {**atoms.info, **results}, {**atoms.arrays, **results}
     arrays: dict[str, Any] = {"numbers": atoms.numbers, "positions": atoms.positions * factors.length}
     if atoms.pbc.any():
         arrays |= {"cell": np.asarray(atoms.cell) * factors.length, "pbc": atoms.pbc}
-    energy = _first(scalars, ENERGY_KEYS, options.get("energy_key"), where)
+    energy = _first(scalars, ENERGY_KEYS, mapping.keys.get("energy"), where)
     if energy is not None:
-        arrays["energy"] = _number(energy, where, "energy") * factors.energy
+        arrays["energy"] = _number(energy, where, "energy") * factors.energy * mapping.sign("energy")
     elif (hartree := _orca_energy(atoms.info)) is not None:
         arrays["energy"] = hartree * HARTREE
-    forces = _first(per_atom, FORCES_KEYS, options.get("forces_key"), where)
+    forces = _first(per_atom, FORCES_KEYS, mapping.keys.get("forces"), where)
     if forces is not None:
-        sign = -1.0 if truth(options.get("gradients", False)) else 1.0
-        arrays["forces"] = sign * factors.force * _shaped(forces, (len(atoms), 3), where, "forces")
-    stress = _first(scalars, STRESS_KEYS, None, where)
+        arrays["forces"] = mapping.sign("forces") * factors.force * _shaped(forces, (len(atoms), 3), where, "forces")
+    stress = _first(scalars, STRESS_KEYS, mapping.keys.get("stress"), where)
     if stress is not None and atoms.pbc.any():
-        arrays["stress"] = _full_stress(stress, where) * factors.energy / factors.length**3
+        arrays["stress"] = mapping.sign("stress") * _full_stress(stress, where) * factors.energy / factors.length**3
     for name, keys in (("charge", CHARGE_KEYS), ("spin", SPIN_KEYS), ("equilibrium", ("equilibrium",))):
-        value = _first(atoms.info, keys, None, where)
+        value = _first(atoms.info, keys, mapping.keys.get(name), where)
         if value is not None:
             arrays[name] = _whole(value, where, name)
     if "equilibrium" in options:
         arrays["equilibrium"] = int(truth(options["equilibrium"]))
     cast = {name: np.asarray(value).astype(FIELDS[name].stored) for name, value in arrays.items()}
-    names = (*([options["molecule_key"]] if "molecule_key" in options else []), *MOLECULE_KEYS)
-    molecule = next((str(atoms.info[key]) for key in names if key in atoms.info), "")
+    molecule = str(options.get("molecule", _first(atoms.info, MOLECULE_KEYS, mapping.keys.get("molecule"), where) or ""))
+    smiles = str(_first(atoms.info, ("smiles",), mapping.keys.get("smiles"), where) or "")
+    found = {name: _number(_first(scalars, (), key, where), where, key) for name, key in mapping.properties.items()}
+    properties = {name: value * mapping.sign(f"property:{name}") for name, value in found.items()}
     level = str(options.get("level", atoms.info.get("level", "")))
-    return System(cast, CARD.name, level, molecule, str(atoms.info.get("smiles", "")))
+    return System(cast, CARD.name, level, molecule, smiles, properties)
 
 
 def _first(found: Mapping[str, Any], keys: Sequence[str], asked: str | None, where: str) -> Any:
@@ -176,7 +167,7 @@ def _full_stress(value: Any, where: str) -> np.ndarray:
     return array.reshape(3, 3)
 
 
-def _blocks(systems: list[System]) -> Iterator[Block]:
+def blocks_of(systems: list[System]) -> Iterator[Block]:
     """Consecutive frames of one level as one Block each, since a Block has a single level."""
     start = 0
     for end in range(1, len(systems) + 1):

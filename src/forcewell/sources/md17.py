@@ -18,8 +18,11 @@ CARD = Card(
     level="PBE+vdW-TS",
     units="kcal/mol, kcal/mol/Å, Å",
     page="http://www.sgdml.org/#datasets",
-    files="md17_MOLECULE.npz (z, R, E, F)",
-    options={"molecule": "its name, instead of the file's", "level": "level of theory, for the CCSD and CCSD(T) files"},
+    files="md17_MOLECULE.npz or MOLECULE_dft.npz (z, R, E, F)",
+    download="http://www.quantum-machine.org/gdml/data/npz/md17_ethanol.npz and so on",
+    size="30 to 300 MB each",
+    conformations="3,611,115 (the eight molecules of the first release)",
+    options={"molecule": "its name, instead of the file's"},
 )
 
 
@@ -28,6 +31,4 @@ def read(paths: Paths, **options: Any) -> Iterator[Block]:
     check_options(CARD, options)
     keys = {"numbers": ("z",), "positions": ("R",), "energy": ("E",), "forces": ("F",), "frame": ()}
     for path in paths:
-        for block in read_trajectory(Path(path), CARD, keys, options.get("molecule")):
-            block.level = options.get("level", CARD.level)
-            yield block
+        yield from read_trajectory(Path(path), CARD, keys, options.get("molecule"))

@@ -11,7 +11,8 @@ import numpy as np
 from forcewell.bonds import identify
 from forcewell.errors import InputError
 from forcewell.fields import FIELDS
-from forcewell.sources.card import Card, Factors, Paths, check_options, chunks, load_npz, pick
+from forcewell.sources.card import Card, Paths, check_options, chunks, load_npz
+from forcewell.sources.mapping import OPTIONS, USUAL, Declared, declared
 from forcewell.sources.trajectory_npz import truth
 from forcewell.system import Block
 
@@ -27,15 +28,7 @@ CARD = Card(
         "an .npz with z (or numbers) and pos (or positions): shared z (A,) and pos (F, A, 3); padded z (F, A) with 0; or ragged "
         "natoms (F,), z (N,), pos (N, 3). Optional: energy, forces, charge, spin, equilibrium, smiles, mol (or molecule)"
     ),
-    options={
-        "energy_unit": "of energy: eV, meV, Hartree, kcal/mol, kJ/mol",
-        "force_unit": "of forces: eV/Å, Hartree/bohr, kcal/mol/Å ...; default energy_unit/length_unit",
-        "length_unit": "of pos: Å, bohr, nm",
-        "level": "level of theory, e.g. wB97M-D3BJ/def2-TZVPPD",
-        "gradients": "yes: the array forces holds gradients, so its sign is changed",
-        "equilibrium": "yes or no: all conformations are minima, or none is",
-        "molecule": "one name for the molecule of all conformations",
-    },
+    options=OPTIONS,
 )
 SCALARS = ("energy", "charge", "spin", "equilibrium")
 
@@ -52,13 +45,12 @@ def read(paths: Paths, **options: Any) -> Iterator[Block]:
 
 def read_file(path: Path, source: str, options: Mapping[str, Any]) -> Iterator[Block]:
     """Blocks of one file; see ``read``."""
-    energy_unit, length_unit = options.get("energy_unit", "eV"), options.get("length_unit", "Å")
-    factors = Factors.of(energy_unit, options.get("force_unit", f"{energy_unit}/{length_unit}"), length_unit)
-    sign = -1.0 if truth(options.get("gradients", False)) else 1.0
-    arrays = load_npz(path)
+    mapping = declared(options, unread=("stress",))
+    arrays = _renamed(path, load_npz(path), mapping)
     counts, numbers, atom_arrays = _flat(path, arrays)
-    scale = {"positions": factors.length, "forces": sign * factors.force}
-    rows = {name: arrays[name].reshape(-1) for name in SCALARS if name in arrays}
+    factors, sign = mapping.factors, mapping.sign
+    scale = {"positions": factors.length, "forces": factors.force * sign("forces"), "energy": factors.energy * sign("energy")}
+    rows = {name: arrays[name].reshape(-1) for name in arrays if name in SCALARS or name.startswith("property:")}
     if "equilibrium" in options:
         rows["equilibrium"] = np.full(len(counts), int(truth(options["equilibrium"])))
     for name, values in rows.items():
@@ -67,13 +59,14 @@ def read_file(path: Path, source: str, options: Mapping[str, Any]) -> Iterator[B
         if values.dtype.kind not in "biuf":
             raise InputError(f"{path}: {name} holds {values.dtype}, expected numbers")
     offsets = np.concatenate([[0], np.cumsum(counts)])
-    texts = {name: arrays[key] for name, key in (("smiles", "smiles"), ("molecule", "mol"), ("molecule", "molecule")) if key in arrays}
+    texts = {name: arrays[name] for name in ("smiles", "molecule") if name in arrays}
     for part in chunks(len(counts)):
         atoms = slice(offsets[part.start], offsets[part.stop])
         fields: dict[str, np.ndarray] = {"numbers": numbers[atoms]}
         fields |= {name: array[atoms].astype(np.float64) * scale[name] for name, array in atom_arrays.items()}
-        fields |= {name: row[part] * (factors.energy if name == "energy" else 1) for name, row in rows.items()}
-        block = Block(counts[part], fields, source=source, level=options.get("level", ""))
+        fields |= {name: row[part] * scale.get(name, 1) for name, row in rows.items() if name in FIELDS}
+        properties = {name[9:]: row[part].astype(np.float64) * mapping.sign(name) for name, row in rows.items() if name not in FIELDS}
+        block = Block(counts[part], fields, source=source, level=options.get("level", ""), properties=properties)
         if "smiles" in texts:
             block.smiles = np.array([str(text) for text in texts["smiles"][part]], dtype=object)
         block.molecule = _names(block, texts.get("molecule", texts.get("smiles")), part, options)
@@ -88,9 +81,26 @@ def _names(block: Block, given: np.ndarray | None, part: slice, options: Mapping
     return np.array([str(name) for name in given[part]], dtype=object)
 
 
+def _renamed(path: Path, arrays: Mapping[str, np.ndarray], mapping: Declared) -> dict[str, np.ndarray]:
+    """The arrays under the names of their fields. Raises InputError where a mapping names an array that is not there."""
+    found = {}
+    for field in (*USUAL, *(f"property:{name}" for name in mapping.properties)):
+        names = mapping.names(field)
+        if field in mapping.keys and names[0] not in arrays:
+            raise InputError(f"{path} has no array {names[0]!r} (it has: {', '.join(arrays)})")
+        present = [name for name in names if name in arrays]
+        if present:
+            found[field] = arrays[present[0]]
+    for field in ("numbers", "positions"):
+        if field not in found:
+            has = f"{path} has no array {' or '.join(mapping.names(field))} (it has: {', '.join(arrays)})"
+            raise InputError(f"{has}; map one: --map NAME={field}")
+    return found | ({"natoms": arrays["natoms"]} if "natoms" in arrays else {})
+
+
 def _flat(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """counts (F,), numbers (N,) and {"positions", "forces"} (N, 3) from any of the three layouts."""
-    numbers, positions = pick(arrays, path, "z", "numbers"), pick(arrays, path, "pos", "positions")
+    numbers, positions = arrays["numbers"], arrays["positions"]
     found = {"positions": positions} | ({"forces": arrays["forces"]} if "forces" in arrays else {})
     if numbers.dtype.kind not in "iu":
         raise InputError(f"{path}: z holds {numbers.dtype}, expected atomic numbers")

@@ -19,6 +19,9 @@ CARD = Card(
     units="kcal/mol, kcal/mol/Å, Å",
     page="https://doi.org/10.6084/m9.figshare.12672038",
     files="rmd17_MOLECULE.npz (nuclear_charges, coords, energies, forces, old_indices), or z, pos, energy, forces, md17_index",
+    download="https://figshare.com/ndownloader/articles/12672038 (rmd17.tar.bz2 inside), or https://github.com/andersx/rmd17-npz",
+    size="1 GB",
+    conformations="999,988",
     options={"molecule": "its name, instead of the file's", "old_labels": "yes: the original, noisy MD17 energies and forces (PBE+vdW-TS)"},
     properties={"frame": "position in the original MD17 trajectory"},
 )

@@ -20,7 +20,10 @@ CARD = Card(
     level="wB97X/6-31G*",
     units="eV, eV/Å, Å",
     page="https://github.com/isayev/COMP6",
-    files="an .npz with natoms, z, pos, forces, energy, mol, as in the package (upstream's HDF5, with gradients, is not read)",
+    files="an .npz with natoms, z, pos, forces, energy, mol, as in the package (upstream HDF5, with gradients: source comp6)",
+    download="https://raw.githubusercontent.com/isayev/COMP6/master/COMP6v1/s66x8/s66x8_wb97x6-31gd.h5 (source comp6)",
+    size="1 MB",
+    conformations="440 in the package",
 )
 
 

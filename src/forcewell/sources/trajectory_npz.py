@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from forcewell.errors import InputError
-from forcewell.sources.card import Card, Factors, chunks, load_npz, pick
+from forcewell.sources.card import Card, Factors, chunks, load_npz, pick, rows_of
 from forcewell.system import Block
 
 # kcal/mol and kcal/mol/Å throughout both collections.
@@ -18,17 +18,20 @@ FACTORS = Factors.of("kcal/mol", "kcal/mol/Å", "Å")
 
 
 def molecule_name(path: Path) -> str:
-    """The molecule from a file name: ``rmd17_ethanol_train_01.npz``, ``md17_ethanol.npz``, ``toluene_4895.npz``."""
-    name = re.sub(r"^(rmd17|md17)_", "", path.stem.lower())
+    """The molecule from a file name: ``rmd17_ethanol_train_01.npz``, ``md22_AT-AT.npz``, ``toluene_ccsd_t-test.npz``."""
+    name = re.sub(r"^(rmd17|md17|md22)_", "", path.stem.lower())
     return re.sub(r"(_(train|test|\d+|dft|ccsd|ccsd_t|ccsd\(t\)))+$", "", re.sub(r"-(train|test)$", "", name))
 
 
-def read_trajectory(path: Path, card: Card, keys: dict[str, tuple[str, ...]], molecule: str | None) -> Iterator[Block]:
-    """Blocks of one file. keys: names that ``numbers, positions, energy, forces, frame`` may have in it.
+def read_trajectory(
+    path: Path, card: Card, keys: dict[str, tuple[str, ...]], molecule: str | None, arrays: Mapping[str, np.ndarray] | None = None
+) -> Iterator[Block]:
+    """Blocks of one file, or of its ``arrays`` where they are read already.
 
-    The position in the original trajectory, where the file gives it, becomes the property "frame".
+    keys: names that ``numbers, positions, energy, forces, frame`` may have in it. The position in the original trajectory,
+    where the file gives it, becomes the property "frame".
     """
-    arrays = load_npz(path)
+    arrays = load_npz(path) if arrays is None else arrays
     numbers, positions = pick(arrays, path, *keys["numbers"]), pick(arrays, path, *keys["positions"])
     energy = pick(arrays, path, *keys["energy"]).reshape(-1)
     forces = pick(arrays, path, *keys["forces"])
@@ -37,7 +40,7 @@ def read_trajectory(path: Path, card: Card, keys: dict[str, tuple[str, ...]], mo
         shapes = f"numbers {numbers.shape}, positions {positions.shape}, energies {energy.shape}, forces {forces.shape}"
         raise InputError(f"{path} is not a trajectory of one molecule: {shapes}")
     index = next((arrays[name] for name in keys["frame"] if name in arrays), None)
-    for part in chunks(frames):
+    for part in chunks(frames, rows_of(len(numbers))):
         size = part.stop - part.start
         yield Block.shared(
             numbers,

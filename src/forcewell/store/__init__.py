@@ -11,11 +11,23 @@ from forcewell.errors import InputError
 from forcewell.sources import SOURCES, layout_of
 from forcewell.store.gathering import Gatherer
 from forcewell.store.reading import Dataset, MemoryData, Store
-from forcewell.store.references import ReferenceFit, reference_fits, references
+from forcewell.store.references import PerAtom, ReferenceFit, fit_references, reference_fits, references
 from forcewell.store.writing import StoreWriter
 from forcewell.system import Block
 
-__all__ = ["Dataset", "Gatherer", "MemoryData", "ReferenceFit", "Store", "StoreWriter", "open_data", "reference_fits", "references"]
+__all__ = [
+    "Dataset",
+    "Gatherer",
+    "MemoryData",
+    "PerAtom",
+    "ReferenceFit",
+    "Store",
+    "StoreWriter",
+    "fit_references",
+    "open_data",
+    "reference_fits",
+    "references",
+]
 
 
 def open_data(path: str | os.PathLike[str], **options: Any) -> Dataset:

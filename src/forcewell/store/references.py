@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,20 +16,35 @@ CHUNK = 16384  # conformations whose compositions are told apart at once
 
 
 @dataclass(frozen=True, slots=True)
+class PerAtom:
+    """Mean and standard deviation over conformations of an energy per atom [eV]."""
+
+    mean: float
+    spread: float
+
+
+@dataclass(frozen=True, slots=True)
 class ReferenceFit:
     """values: (119,) eV by atomic number, 0 for elements not met. rank: independent compositions; below the number of
     elements the split between elements is a convention (minimum norm), though the sums are right. conformations: used.
+    before, after: energies per atom as they are, and with the references taken off.
     """
 
     values: np.ndarray
     elements: tuple[int, ...]
     rank: int
     conformations: int
+    before: PerAtom
+    after: PerAtom
 
     def as_json(self) -> dict[str, Any]:
         """For the manifest; floats round-trip exactly."""
-        energies = {str(element): float(self.values[element]) for element in self.elements}
-        return {"energies": energies, "rank": self.rank, "conformations": self.conformations}
+        return {
+            "energies": {str(element): float(self.values[element]) for element in self.elements},
+            "rank": self.rank,
+            "conformations": self.conformations,
+            "per_atom": {"before": asdict(self.before), "after": asdict(self.after)},
+        }
 
 
 def reference_fits(dataset: Dataset) -> dict[str, ReferenceFit]:
@@ -40,17 +55,26 @@ def reference_fits(dataset: Dataset) -> dict[str, ReferenceFit]:
     """
     if "energy" not in dataset.fields:
         return {}
-    sums: dict[tuple[int, bytes], list[float]] = {}
-    for level, composition, energy in _compositions(dataset):
-        entry = sums.setdefault((level, composition), [0.0, 0.0])
-        entry[0] += energy[0]
-        entry[1] += energy[1]
+    met: dict[tuple[int, bytes], np.ndarray] = {}
+    for level, composition, more in _compositions(dataset):
+        key = (level, composition)
+        met[key] = _merged(met[key], more) if key in met else more
     fits = {}
     for index, name in enumerate(dataset.levels):
-        rows = [(np.frombuffer(key, dtype=np.int64), n, total) for (level, key), (n, total) in sums.items() if level == index]
+        rows = [(np.frombuffer(key, dtype=np.int64), *sums) for (level, key), sums in met.items() if level == index]
         if rows:
-            fits[name] = _fit(np.array([row[0] for row in rows]), np.array([row[1] for row in rows]), np.array([row[2] for row in rows]))
+            compositions, number, mean, scatter = (np.array(column) for column in zip(*rows, strict=True))
+            fits[name] = _fit(compositions, number, mean, scatter)
     return fits
+
+
+def fit_references(compositions: np.ndarray, index: np.ndarray, energies: np.ndarray) -> ReferenceFit:
+    """The fit to energies (n,) [eV] of conformations whose composition is ``compositions[index]``, (U, 119) and (n,)."""
+    used, inverse = np.unique(index, return_inverse=True)
+    inverse = inverse.reshape(-1)
+    number = np.bincount(inverse)
+    mean = np.bincount(inverse, weights=energies) / number
+    return _fit(compositions[used], number, mean, np.bincount(inverse, weights=(energies - mean[inverse]) ** 2))
 
 
 def references(dataset: Dataset) -> dict[str, np.ndarray]:
@@ -58,18 +82,34 @@ def references(dataset: Dataset) -> dict[str, np.ndarray]:
     return {level: fit.values for level, fit in reference_fits(dataset).items()}
 
 
-def _fit(compositions: np.ndarray, number: np.ndarray, total: np.ndarray) -> ReferenceFit:
-    elements = np.flatnonzero(compositions.sum(axis=0))
+def _fit(compositions: np.ndarray, number: np.ndarray, mean: np.ndarray, scatter: np.ndarray) -> ReferenceFit:
+    """From each composition's conformations, mean energy, and sum of squared deviations from it."""
+    elements = np.flatnonzero(compositions.any(axis=0))
     weight = np.sqrt(number)
-    design, target = compositions[:, elements] * weight[:, None], total / number * weight
-    solution, _, rank, _ = np.linalg.lstsq(design, target, rcond=None)
+    design = compositions[:, elements].astype(np.float64)
+    solution, _, rank, _ = np.linalg.lstsq(design * weight[:, None], mean * weight, rcond=None)
     values = np.zeros(ELEMENTS)
     values[elements] = solution
-    return ReferenceFit(values, tuple(elements.tolist()), int(rank), int(number.sum()))
+    atoms = design.sum(axis=1)
+
+    def per_atom(centre: np.ndarray) -> PerAtom:
+        middle = float(np.average(centre / atoms, weights=number))
+        squares = number * (centre / atoms - middle) ** 2 + scatter / atoms**2
+        return PerAtom(middle, float(np.sqrt(squares.sum() / number.sum())))
+
+    before, after = per_atom(mean), per_atom(mean - design @ solution)
+    return ReferenceFit(values, tuple(elements.tolist()), int(rank), int(number.sum()), before, after)
 
 
-def _compositions(dataset: Dataset) -> Iterator[tuple[int, bytes, tuple[float, float]]]:
-    """(level, composition as bytes of (119,) int64, (conformations, sum of their energies)) by chunks."""
+def _merged(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """Number, mean and sum of squared deviations of two sets together (Chan et al. 1983), without cancellation."""
+    number = one[0] + two[0]
+    gap = two[1] - one[1]
+    return np.array([number, one[1] + gap * two[0] / number, one[2] + two[2] + gap**2 * one[0] * two[0] / number])
+
+
+def _compositions(dataset: Dataset) -> Iterator[tuple[int, bytes, np.ndarray]]:
+    """(level, composition as bytes of (119,) int64, conformations with their mean energy and squared deviations) by chunks."""
     # One unsigned number per composition, the sum of its atoms' numbers, instead of counting the elements of every
     # conformation: ten times faster, and checked for collisions by nothing but their odds of 2^-64 per pair.
     weights = np.random.default_rng(0).integers(1, 2**63, size=ELEMENTS + len(dataset.levels), dtype=np.uint64) | np.uint64(1)
@@ -82,8 +122,9 @@ def _compositions(dataset: Dataset) -> Iterator[tuple[int, bytes, tuple[float, f
         usable = np.flatnonzero(np.isfinite(energies))
         _, first, inverse = np.unique(keys[usable], return_index=True, return_inverse=True)
         number = np.bincount(inverse)
-        total = np.bincount(inverse, weights=energies[usable])
+        mean = np.bincount(inverse, weights=energies[usable]) / number
+        scatter = np.bincount(inverse, weights=(energies[usable] - mean[inverse]) ** 2)
         offsets = found.block.offsets
         for k, row in enumerate(usable[first]):
             composition = np.bincount(numbers[offsets[row] : offsets[row + 1]], minlength=ELEMENTS).astype(np.int64)
-            yield int(found.level[row]), composition.tobytes(), (float(number[k]), float(total[k]))
+            yield int(found.level[row]), composition.tobytes(), np.array([number[k], mean[k], scatter[k]])

@@ -1,0 +1,269 @@
+"""Does the unified objective help, and in which form? Pre-training, fine-tuning to convergence and MD, arm by arm.
+
+Usage: .venv/bin/python benchmarks/evidence.py DATA OUT [--size small] [--arms scratch et-ore ...] [--seeds 0] [--stability]
+       .venv/bin/python benchmarks/evidence.py DATA OUT --table
+
+DATA holds, by these paths, files that `forcewell data sources` says how to get: qm9/qm9_equilibrium.npz, qm7x/qm7x_hand.npz,
+spice/spice_replay500.npz, s66x8/s66x8.npz, rmd17/*.npz. Every part is resumable; what is finished is not done again. One arm takes
+about half an hour on one core; give two processes different arms to use two. Results: OUT/results/ARM-SEED.json.
+
+An arm is a pre-training of a small Equivariant Transformer (64 channels, 3 layers), then, for each benchmark molecule and number of
+frames, a fine-tuning on forces with a learning rate chosen by validation frames, and the errors on the 1,000 test frames of the
+official split. Compute-matched: each pre-training evaluates as many conformations, displaced copies counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from forcewell.checkpoint import load_model
+from forcewell.config import load_config
+from forcewell.errors import InputError
+from forcewell.evaluate.errors import evaluate
+from forcewell.importing import import_source
+from forcewell.process import keep_memory
+from forcewell.runs import finetune, pretrain
+from forcewell.simulate import simulate
+from forcewell.store import open_data
+from forcewell.system import System
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model and how long it is trained and simulated."""
+
+    encoder: dict[str, Any]
+    evaluations: int  # conformations evaluated in a pre-training, displaced copies counted
+    batch: int  # of pre-training
+    steps: int  # of fine-tuning, 8 frames each
+    picoseconds: float
+    replicas: int = 16
+    molecules: tuple[str, ...] = ("ethanol", "aspirin")
+
+
+NAME = "equivariant-transformer"
+SIZES = {
+    "tiny": Size({"name": NAME, "channels": 32, "layers": 1, "heads": 2, "radial": 16}, 96, 4, 4, 0.01, 2),
+    "small": Size({"name": NAME, "channels": 64, "layers": 3, "heads": 4, "radial": 32}, 160_000, 16, 6000, 20.0),
+    # 20 minutes of pre-training and as much of fine-tuning per molecule on one H200, at the 2,000 conformations/s that PyTorch is
+    # estimated to reach there.
+    "full": Size(
+        {"name": NAME, "channels": 256, "layers": 8, "heads": 8, "radial": 64}, 2_400_000, 128, 60_000, 100.0,
+        molecules=("ethanol", "aspirin", "naphthalene", "salicylic"),
+    ),
+}  # fmt: skip
+LABELLED = {"qm7x": 7.0, "spice": 2.0, "s66x8": 1.0}
+RATES = (5e-4, 1e-3, 2e-3)
+RELATIVES = ("azobenzene", "benzene", "paracetamol", "toluene")
+ZERO = {"forces": {}, "zero-force": {}}
+
+
+def denoising(sigma: float, kappa: float, weight: float = 1.0, conditioned: bool = False) -> dict[str, Any]:
+    """The unified objective with this form of force denoising."""
+    return {**ZERO, "force-denoising": {"sigma": sigma, "kappa": kappa, "weight": weight, "conditioned": conditioned}}
+
+
+# objectives, share of samples that are minima, share of the evaluations, rMD17 relatives or not
+ARMS: dict[str, tuple[dict[str, Any] | None, float, float, bool]] = {
+    "scratch": (None, 0.0, 0.0, False),
+    "et-ore": ({"forces": {}}, 0.0, 1.0, False),
+    "et-ore-label-matched": ({"forces": {}}, 0.0, 1 / 3, False),
+    "et-oreo-faithful": (denoising(0.2, 1.0), 0.5, 1.0, False),
+    "et-oreo-faithful-0.04": (denoising(0.04, 1.0), 0.5, 1.0, False),
+    "token-0.05-10": (denoising(0.05, 10.0, 2.0, conditioned=True), 0.5, 1.0, False),
+    "token-0.2-5": (denoising(0.2, 5.0, 1.0, conditioned=True), 0.5, 1.0, False),
+    "token-0.05-10-few": (denoising(0.05, 10.0, 2.0, conditioned=True), 0.2, 1.0, False),
+    "kappa-30": (denoising(0.03, 30.0, 1.0), 0.5, 1.0, False),
+    "zero-force": (ZERO, 0.5, 1.0, False),
+    "denoising-only": ({"force-denoising": {"sigma": 0.05, "kappa": 10.0, "weight": 2.0}}, 1.0, 1.0, False),
+    "et-ore-relatives": ({"forces": {}}, 0.0, 1.0, True),
+    "token-0.05-10-relatives": (denoising(0.05, 10.0, 2.0, conditioned=True), 0.5, 1.0, True),
+}
+
+
+def stores(data: Path, out: Path) -> dict[str, str]:
+    """Imports what the pre-trainings need, once; benchmark molecules are left out by bond graph."""
+    files = {"qm9": ("qm9", "qm9/qm9_equilibrium.npz"), "qm7x": ("qm7x", "qm7x/qm7x_hand.npz"), "s66x8": ("s66x8", "s66x8/s66x8.npz")}
+    paths = {"spice": str(data / "spice/spice_replay500.npz")} | {m: str(data / f"rmd17/{m}_4895.npz") for m in RELATIVES}
+    for name, (source, file) in files.items():
+        store = out / "data" / f"{name}.fw"
+        if not (store / "manifest.json").is_file():
+            import_source(source, [data / file], store, exclude="benchmark")
+        paths[name] = str(store)
+    return paths
+
+
+def pretraining(arm: str, seed: int, size: Size, paths: dict[str, str], out: Path) -> Path:
+    """The arm's pre-trained model, trained where it is not there yet."""
+    objectives, minima, share, relatives = ARMS[arm]
+    labelled = dict(LABELLED) | (dict.fromkeys(RELATIVES, 2.5) if relatives else {})
+    total = sum(labelled.values())
+    entries: list[dict[str, Any]] = []
+    if minima < 1:
+        entries = [{"path": paths[name], "weight": (1 - minima) * weight / total} for name, weight in labelled.items()]
+        entries = [entry | ({"level": "wB97M-D3(BJ)/def2-TZVPPD"} if entry["path"] == paths["spice"] else {}) for entry in entries]
+    if minima > 0:
+        entries.append({"path": paths["qm9"], "weight": minima})
+    copies = minima if "force-denoising" in (objectives or {}) else 0.0
+    steps = max(1, round(size.evaluations * share / size.batch / (1 + copies)))
+    changes = [
+        f"seed={seed}", f"model.encoder={json.dumps(size.encoder)}", f"objectives={json.dumps(objectives)}", f"data={json.dumps(entries)}",
+        f"training.steps={steps}", f"training.batch_size={size.batch}", "training.validate_every=1000", "training.save_every=500",
+        "validation.maximum=200", "optimiser.learning_rate=2e-3", "optimiser.warmup_steps=200", "optimiser.average=0.999",
+    ]  # fmt: skip
+    return _run(pretrain, load_config("quickstart", changes), out / f"{arm}-{seed}" / "pretraining")
+
+
+def _run(train: Any, config: Any, to: Path) -> Path:
+    """Trains, or goes on where it was stopped, or does nothing where it is done."""
+    if (to / "done").is_file():
+        return to / "model.safetensors"
+    model = train(config, to, (to / "config.yaml").is_file())
+    (to / "done").touch()
+    return model
+
+
+def frames(data: Path, out: Path, molecule: str, count: int) -> tuple[Path, Path]:
+    """Files of ``count`` training frames and of the 50 validation frames, from the 1,000 of the official split's training part."""
+    with np.load(data / f"rmd17/rmd17_{molecule}_train_01.npz") as whole:
+        arrays = dict(whole)
+    order = np.random.default_rng(0).permutation(1000)
+    made = []
+    for name, rows in ((f"{molecule}-{count}.npz", order[50 : 50 + count]), (f"{molecule}-validation.npz", order[:50])):
+        path = out / "data" / name
+        if not path.is_file():
+            per_frame = {key: value[rows] if len(value) == 1000 else value for key, value in arrays.items()}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(path.with_suffix(".part.npz"), **per_frame)
+            path.with_suffix(".part.npz").rename(path)
+        made.append(path)
+    return made[0], made[1]
+
+
+def finetuning(
+    model: Path | None, size: Size, data: Path, out: Path, place: Path, molecule: str, count: int, rate: float, seed: int
+) -> dict[str, Any]:
+    """Trains to convergence and gives the errors on the test frames, with the validation curve."""
+    steps = size.steps
+    training, validation = frames(data, out, molecule, count)
+    changes = [
+        f"seed={seed}", f"data={training}", f"validation.path={validation}", f"optimiser.learning_rate={rate}", f"training.steps={steps}",
+    ]  # fmt: skip
+    to = place / f"{molecule}-{count}-{rate:g}-{steps}"
+    began = time.perf_counter()
+    if model is None:
+        config = load_config("forces", [*changes, f"model.encoder={json.dumps(size.encoder)}"])
+        trained = _run(pretrain, config, to)
+    else:
+        trained = _run(lambda c, t, r: finetune(c, model, t, r), load_config("forces", changes), to)
+    lines = [json.loads(line) for line in (to / "log.jsonl").read_text().splitlines()]
+    curve = [(line["step"], round(line["force_mae"], 2)) for line in lines if line["kind"] == "validation"]
+    errors = evaluate(load_model(trained)[0], open_data(data / f"rmd17/rmd17_{molecule}_test_01.npz"))
+    return {
+        "molecule": molecule, "frames": count, "rate": rate, "steps": steps, "seed": seed,
+        "validation": min(mae for _, mae in curve), "force_mae": errors["force_mae"], "energy_mae": errors["energy_mae"],
+        "curve": curve[:: max(1, len(curve) // 12)], "seconds": round(time.perf_counter() - began, 1),
+    }  # fmt: skip
+
+
+def stability(size: Size, data: Path, place: Path, row: dict[str, Any]) -> dict[str, Any]:
+    """Langevin MD at 500 K from the first test frame: how many replicas stay whole, how long, and h(r)."""
+    molecule = row["molecule"]
+    model = load_model(place / f"{molecule}-{row['frames']}-{row['rate']:g}-{row['steps']}" / "model.safetensors")[0]
+    test = open_data(data / f"rmd17/rmd17_{molecule}_test_01.npz")
+    start: System = test[0]
+    to = place / f"md-{molecule}-{row['frames']}"
+    result = simulate(
+        model, start, temperature=500.0, time=size.picoseconds, ensemble="langevin", replicas=size.replicas, relaxation=1000.0, out=to,
+        reference=test.block(np.arange(len(test))), resume=to.exists(),
+    )  # fmt: skip
+    keys = ("whole", "of", "stability_ps", "distances_mae", "distances_floor", "temperature_mean", "steps_per_second", "time_ps")
+    return {key: result.summary[key] for key in keys if key in result.summary}
+
+
+def run_arm(arm: str, seed: int, size: Size, given: argparse.Namespace) -> None:
+    """Everything of one arm, written to its result file as it comes."""
+    out, place = given.out, given.out / f"{arm}-{seed}"
+    file = out / "results" / f"{arm}-{seed}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"arm": arm, "seed": seed, "rows": []}
+
+    def save() -> None:
+        file.with_suffix(".part").write_text(json.dumps(result, indent=1) + "\n")
+        file.with_suffix(".part").rename(file)
+
+    model = None
+    if ARMS[arm][0] is not None:
+        began = time.perf_counter()
+        model = pretraining(arm, seed, size, stores(given.data, out), out)
+        if "pretraining" not in result:
+            lines = [json.loads(line) for line in (model.parent / "log.jsonl").read_text().splitlines()]
+            last = [line for line in lines if line["kind"] == "validation"][-1]
+            result["pretraining"] = {"steps": last["step"], "terms": last["terms"], "force_mae": last.get("force_mae")}
+            result["pretraining"]["seconds"] = round(time.perf_counter() - began, 1)
+            save()
+
+    def tune(molecule: str, count: int, rate: float) -> dict[str, Any]:
+        for row in result["rows"]:
+            if (row["molecule"], row["frames"], row["rate"]) == (molecule, count, rate):
+                return row
+        result["rows"].append(finetuning(model, size, given.data, out, place, molecule, count, rate, seed))
+        save()
+        return result["rows"][-1]
+
+    for molecule in given.molecules or size.molecules:
+        best = min((tune(molecule, given.frames[0], rate) for rate in RATES), key=lambda row: row["validation"])["rate"]
+        for count in given.frames:
+            row = tune(molecule, count, best)
+            if given.stability and count in (100, 950) and "md" not in row:
+                row["md"] = stability(size, given.data, place, row)
+                save()
+
+
+def table(out: Path) -> None:
+    """Test errors of all arms, the best learning rate of each by validation."""
+    for file in sorted((out / "results").glob("*.json")):
+        result = json.loads(file.read_text())
+        cells = []
+        for molecule in SIZES["full"].molecules:
+            for count in (50, 100, 300, 950):
+                rows = [row for row in result["rows"] if (row["molecule"], row["frames"]) == (molecule, count)]
+                cells.append(f"{min(rows, key=lambda row: row['validation'])['force_mae']:6.1f}" if rows else "     -")
+        print(f"{result['arm']:26s} {result['seed']}  " + " ".join(cells))
+
+
+def main() -> None:
+    """Parses the command line and runs the arms one after another."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--size", choices=list(SIZES), default="small")
+    parser.add_argument("--molecules", nargs="+", help="of rMD17; those of the size by default")
+    parser.add_argument("--frames", nargs="+", type=int, default=[100, 950, 50, 300], help="the first chooses the learning rate")
+    parser.add_argument("--stability", action="store_true", help="MD with the models of 100 and 950 frames")
+    parser.add_argument("--table", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_memory()
+    if given.table:
+        return table(given.out)
+    for seed in given.seeds:
+        for arm in given.arms:
+            try:
+                run_arm(arm, seed, SIZES[given.size], given)
+            except InputError as error:
+                raise SystemExit(f"{arm}: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

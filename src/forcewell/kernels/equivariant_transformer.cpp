@@ -1,0 +1,306 @@
+// Plain C functions over the kernels: weights, pairs within the cutoff, chunks of molecules, threads. Called from Python by ctypes.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "model.h"
+#include "tape.h"
+
+extern const Kernel kernel_portable;
+#if defined(__x86_64__)
+extern const Kernel kernel_avx2, kernel_avx512;
+#endif
+
+namespace {
+
+void* aligned(long bytes) {
+    void* p = nullptr;
+    return posix_memalign(&p, 64, bytes < 64 ? 64 : bytes) == 0 ? p : nullptr;
+}
+
+struct Model {
+    const Kernel* kernel;
+    Weights w;
+    std::vector<double> own_basis;
+    std::vector<void*> owned;
+    std::mutex lock;
+    std::vector<Tape> spare;  // memory of finished tapes
+
+    float* floats(long n) {
+        owned.push_back(aligned(n * sizeof(float)));
+        return (float*)owned.back();
+    }
+    ~Model() {
+        for (void* p : owned) free(p);
+        for (Tape& t : spare) free(t.memory);
+    }
+};
+
+struct Run {  // what a differentiable call keeps
+    std::vector<Tape> tapes;
+    std::vector<long> start;  // first atom of each chunk
+};
+
+// Walks through all parameters in the one order that both sides know; `visit` gets (weight, bias or null) places.
+template <class Visit>
+void parameters(Weights& w, Visit visit) {
+    auto linear = [&](Linear& f, bool bias) { visit(f.w, f.gw, f.in * f.out); if (bias) visit(f.b, f.gb, f.out); };
+    const long C = w.s.channels;
+    linear(w.neighbour_filter, true);
+    linear(w.combine, true);
+    for (long l = 0; l < w.s.layers; l++) {
+        Layer& f = w.layer[l];
+        visit(f.norm_w, f.norm_gw, C), visit(f.norm_b, f.norm_gb, C);
+        linear(f.qkv, true), linear(f.filters, true), linear(f.vectors, false), linear(f.output, true);
+    }
+    visit(w.norm_w, w.norm_gw, C), visit(w.norm_b, w.norm_gb, C);
+    linear(w.norm_map1, false), linear(w.vector_map1, false), linear(w.mix1, true), linear(w.gate1, true);
+    linear(w.norm_map2, false), linear(w.mix2, true);
+    visit(w.gate2_w, w.gate2_gw, C), visit(w.gate2_b, w.gate2_gb, 2);
+}
+
+// Tries every pair of a molecule, or with many atoms only those of neighbouring cells. Order: by first atom, then second.
+void find_pairs(const double* r, long n, double cutoff, std::vector<int>& first, std::vector<int>& second, int shift) {
+    const double square = cutoff * cutoff;
+    auto close = [&](long i, long j) {
+        const double x = r[3 * i] - r[3 * j], y = r[3 * i + 1] - r[3 * j + 1], z = r[3 * i + 2] - r[3 * j + 2];
+        return x * x + y * y + z * z < square;
+    };
+    if (n <= 400) {
+        for (long i = 0; i < n; i++)
+            for (long j = i + 1; j < n; j++)
+                if (close(i, j)) first.push_back(shift + i), second.push_back(shift + j);
+        return;
+    }
+    double low[3], high[3];
+    for (int k = 0; k < 3; k++) {
+        low[k] = high[k] = r[k];
+        for (long i = 1; i < n; i++) low[k] = std::fmin(low[k], r[3 * i + k]), high[k] = std::fmax(high[k], r[3 * i + k]);
+    }
+    long cells[3];
+    for (int k = 0; k < 3; k++) cells[k] = std::max(1L, std::min(1024L, (long)((high[k] - low[k]) / cutoff)));
+    while (cells[0] * cells[1] * cells[2] > 8 * n)
+        for (int k = 0; k < 3; k++) cells[k] = (cells[k] + 1) / 2;
+    std::vector<std::vector<int>> members(cells[0] * cells[1] * cells[2]);
+    std::vector<long> place(3 * n);
+    for (long i = 0; i < n; i++) {
+        for (int k = 0; k < 3; k++) {
+            const double width = (high[k] - low[k]) / cells[k];
+            place[3 * i + k] = width > 0 ? std::min(cells[k] - 1, (long)((r[3 * i + k] - low[k]) / width)) : 0;
+        }
+        members[(place[3 * i] * cells[1] + place[3 * i + 1]) * cells[2] + place[3 * i + 2]].push_back((int)i);
+    }
+    std::vector<int> found;
+    for (long i = 0; i < n; i++) {
+        found.clear();
+        for (long a = std::max(0L, place[3 * i] - 1); a <= std::min(cells[0] - 1, place[3 * i] + 1); a++)
+            for (long b = std::max(0L, place[3 * i + 1] - 1); b <= std::min(cells[1] - 1, place[3 * i + 1] + 1); b++)
+                for (long c = std::max(0L, place[3 * i + 2] - 1); c <= std::min(cells[2] - 1, place[3 * i + 2] + 1); c++)
+                    for (int j : members[(a * cells[1] + b) * cells[2] + c])
+                        if (j > i && close(i, j)) found.push_back(j);
+        std::sort(found.begin(), found.end());
+        for (int j : found) first.push_back(shift + (int)i), second.push_back(shift + j);
+    }
+}
+
+// A tape for N atoms and P pairs in memory that a finished one left, if it is large enough.
+Tape open_tape(Model& m, long atoms, long pairs, bool train) {
+    Tape t;
+    memset((void*)&t, 0, sizeof t);
+    t.atoms = atoms, t.pairs = pairs, t.train = train;
+    const long need = place(t, m.w.s, nullptr);
+    {
+        std::lock_guard<std::mutex> guard(m.lock);
+        long best = -1;
+        for (long k = 0; k < (long)m.spare.size(); k++)
+            if (m.spare[k].capacity >= need && (best < 0 || m.spare[k].capacity < m.spare[best].capacity)) best = k;
+        if (best >= 0) {
+            t.memory = m.spare[best].memory, t.capacity = m.spare[best].capacity;
+            m.spare.erase(m.spare.begin() + best);
+        }
+    }
+    if (!t.memory) t.capacity = need + need / 4, t.memory = aligned(t.capacity);
+    if (t.memory) place(t, m.w.s, (char*)t.memory);
+    return t;
+}
+
+void close_tape(Model& m, const Tape& t) {
+    std::lock_guard<std::mutex> guard(m.lock);
+    m.spare.push_back(t);
+    if (m.spare.size() > 512) free(m.spare.front().memory), m.spare.erase(m.spare.begin());
+}
+
+template <class Work>
+void in_threads(long count, Work work) {
+    std::vector<std::thread> threads;
+    for (long k = 1; k < count; k++) threads.emplace_back([&work, k] { work(k); });
+    work(0);
+    for (std::thread& t : threads) t.join();
+}
+
+}  // namespace
+
+extern "C" {
+
+// Floats per vector of the widest instruction set here that the sizes are multiples of; 0 where none is.
+long forcewell_width(const long* sizes, long most) {
+    const long channels = sizes[0], heads = sizes[2], radial = sizes[3];
+    auto fits = [&](long width) {
+        return width <= most && channels / heads % width == 0 && channels % (2 * width) == 0 && radial % width == 0 && heads <= 64;
+    };
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") && fits(16))
+        return 16;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && fits(8)) return 8;
+#endif
+    return fits(4) ? 4 : 0;
+}
+
+// sizes: channels, layers, heads, radial. `own_basis`: the radial basis at r = 0. means and betas are copied.
+void* forcewell_create(long width, const long* sizes, double cutoff, double softening, const float* means, const float* betas, const double* own_basis) {
+    Model* m = new Model;
+    m->kernel = &kernel_portable;
+#if defined(__x86_64__)
+    if (width == 16) m->kernel = &kernel_avx512;
+    if (width == 8) m->kernel = &kernel_avx2;
+#endif
+    Weights& w = m->w;
+    memset((void*)&w, 0, sizeof w);
+    w.s = {sizes[0], sizes[1], sizes[2], sizes[3], cutoff, softening};
+    const long C = sizes[0], R = sizes[3], C2 = C / 2;
+    float* copies[2] = {m->floats(R), m->floats(R)};
+    memcpy(copies[0], means, R * sizeof(float)), memcpy(copies[1], betas, R * sizeof(float));
+    w.means = copies[0], w.betas = copies[1], w.own_basis = m->floats(R);
+    m->own_basis.assign(own_basis, own_basis + R);
+    auto linear = [&](Linear& f, long in, long out) { f.in = in, f.out = out, f.forward_panels = m->floats(in * out), f.backward_panels = m->floats(in * out); };
+    linear(w.neighbour_filter, R, C), linear(w.combine, 2 * C, C);
+    w.layer = (Layer*)m->floats(sizes[1] * sizeof(Layer) / sizeof(float));
+    memset((void*)w.layer, 0, sizes[1] * sizeof(Layer));
+    for (long l = 0; l < sizes[1]; l++) {
+        Layer& f = w.layer[l];
+        linear(f.qkv, C, 5 * C), linear(f.filters, R, 4 * C), linear(f.vectors, C, 3 * C), linear(f.output, C, 3 * C);
+        f.own = m->floats(4 * C);
+    }
+    linear(w.norm_map1, C, C), linear(w.vector_map1, C, C2), linear(w.mix1, 2 * C, C), linear(w.gate1, C, C);
+    linear(w.norm_map2, C2, C2), linear(w.mix2, C, C2);
+    return m;
+}
+
+void forcewell_destroy(void* model) { delete (Model*)model; }
+
+// Takes the parameters' addresses (which must stay valid) and packs the matrices.
+void forcewell_load(void* model, const float* const* given) {
+    Model& m = *(Model*)model;
+    parameters(m.w, [&](const float*& value, float*&, long) { value = *given++; });
+    m.kernel->load(m.w, m.own_basis.data());
+}
+
+// Atomic energies (N) and forces (N, 3) of molecules with atoms offsets[m]..offsets[m+1], positions (N, 3) in float64, atom and
+// neighbour embeddings (N, C). pairs: given ones (first, second, lattice offsets (P, 3) in Å, sorted by molecule), or null: no
+// periodic images. keep: returns a handle for forcewell_gradient; else null. failed: 1 without memory.
+void* forcewell_run(void* model, long molecules, const long* offsets, const double* positions, const float* embedded, const float* neighbours, long pair_count,
+                    const int* pair_first, const int* pair_second, const double* pair_offsets, long threads, long keep, float* energies, float* forces,
+                    long* failed) {
+    Model& m = *(Model*)model;
+    const long C = m.w.s.channels, target = C <= 64 ? 32 : C <= 128 ? 64 : 128;
+    std::vector<long> chunk{0};  // first molecule of each chunk
+    for (long k = 0; k < molecules; k++)
+        if (k > chunk.back() && offsets[k + 1] - offsets[chunk.back()] > target) chunk.push_back(k);
+    chunk.push_back(molecules);
+    const long chunks = molecules ? (long)chunk.size() - 1 : 0;
+    Run* run = keep ? new Run : nullptr;
+    if (run) run->tapes.resize(chunks), run->start.resize(chunks);
+    std::vector<long> pair_start(chunks + 1, 0);
+    if (pair_first)
+        for (long c = 0, p = 0; c < chunks; c++) {
+            while (p < pair_count && pair_first[p] < offsets[chunk[c + 1]]) p++;
+            pair_start[c + 1] = p;
+        }
+    std::atomic<long> next{0}, bad{0};
+    memset(forces, 0, 3 * offsets[molecules] * sizeof(float));
+    in_threads(std::min(threads, std::max(1L, chunks)), [&](long) {
+        std::vector<int> first, second;
+        for (long c; (c = next++) < chunks;) {
+            const long begin = offsets[chunk[c]], atoms = offsets[chunk[c + 1]] - begin;
+            first.clear(), second.clear();
+            if (pair_first)
+                for (long p = pair_start[c]; p < pair_start[c + 1]; p++) first.push_back(pair_first[p] - begin), second.push_back(pair_second[p] - begin);
+            else
+                for (long k = chunk[c]; k < chunk[c + 1]; k++)
+                    find_pairs(positions + 3 * offsets[k], offsets[k + 1] - offsets[k], m.w.s.cutoff, first, second, (int)(offsets[k] - begin));
+            Tape t = open_tape(m, atoms, (long)first.size(), keep != 0);
+            if (!t.memory) {
+                bad = 1;
+                continue;
+            }
+            memcpy(t.first, first.data(), first.size() * sizeof(int)), memcpy(t.second, second.data(), second.size() * sizeof(int));
+            memcpy(t.neighbour.v, neighbours + begin * C, atoms * C * sizeof(float));
+            for (long n = 0; n < atoms; n++) memcpy(t.mixed.v + n * 2 * C, embedded + (begin + n) * C, C * sizeof(float));
+            m.kernel->forward(m.w, t, positions + 3 * begin, pair_first ? pair_offsets + 3 * pair_start[c] : nullptr, energies + begin);
+            m.kernel->forces(m.w, t, forces + 3 * begin);
+            if (run)
+                run->tapes[c] = t, run->start[c] = begin;
+            else
+                close_tape(m, t);
+        }
+    });
+    *failed = bad;
+    return run;
+}
+
+// Gradients of sum_n seeds_n E_n + sum displacement . dE/dr: by the parameters (added to `gradients`, in their order), the
+// atom embeddings and the neighbour embeddings (N, C). With displacement = -dL/dF this is what a loss L on forces needs.
+void forcewell_gradient(void* model, void* kept, const float* displacement, const float* seeds, long threads, float* const* gradients, float* embedded_bar,
+                        float* neighbours_bar) {
+    Model& m = *(Model*)model;
+    Run& run = *(Run*)kept;
+    const long C = m.w.s.channels, chunks = (long)run.tapes.size(), workers = std::min(threads, std::max(1L, chunks));
+    std::vector<std::vector<float>> sums(workers);
+    long total = 0;
+    parameters(m.w, [&](const float*&, float*&, long n) { total += n; });
+    long atoms = 0;
+    for (const Tape& t : run.tapes) atoms += t.atoms + t.pairs / 4;
+    in_threads(workers, [&](long k) {
+        sums[k].assign(total + 16, 0.0f);
+        Weights w = m.w;
+        std::vector<Layer> layers(m.w.layer, m.w.layer + w.s.layers);
+        w.layer = layers.data();
+        float* place = sums[k].data();
+        parameters(w, [&](const float*&, float*& gradient, long n) { gradient = place, place += n; });
+        long before = 0;
+        for (long c = 0; c < chunks; c++) {  // each worker a run of chunks of about equal size: the same for every call
+            Tape& t = run.tapes[c];
+            const long mine = before * workers / std::max(1L, atoms);
+            before += t.atoms + t.pairs / 4;
+            if (mine != k) continue;
+            const long start = run.start[c];
+            memcpy(t.seed.d, seeds + start, t.atoms * sizeof(float));
+            m.kernel->train(w, t, displacement + 3 * start);
+            memcpy(neighbours_bar + start * C, t.neighbour_bar.d, t.atoms * C * sizeof(float));
+            for (long n = 0; n < t.atoms; n++) memcpy(embedded_bar + (start + n) * C, t.mixed_bar.d + n * 2 * C, C * sizeof(float));
+        }
+    });
+    for (long k = 0; k < workers; k++) {
+        const float* place = sums[k].data();
+        float* const* to = gradients;
+        parameters(m.w, [&](const float*&, float*&, long n) {
+            for (long i = 0; i < n; i++) (*to)[i] += place[i];
+            place += n, to++;
+        });
+    }
+}
+
+void forcewell_release(void* model, void* kept) {
+    Run* run = (Run*)kept;
+    for (const Tape& t : run->tapes) close_tape(*(Model*)model, t);
+    delete run;
+}
+}

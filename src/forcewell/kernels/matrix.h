@@ -1,0 +1,106 @@
+// Matrix products with small row counts: C (M, N) = A (M, K) B (K, N), B in panels of TILE vectors of columns.
+
+// Tiles of 6 rows: 24 accumulators of 32 registers with AVX-512, 12 of 16 elsewhere.
+enum { TILE = VL == 16 ? 4 : 2, PANEL = TILE * VL, ROWS = 6 };
+
+// rows x (vectors * VL) of C. `turned`: A is given as (K, M) with row length lda, as in a sum over samples.
+template <int rows, int vectors, bool turned>
+static inline void tile(long K, const float* A, long lda, const float* B, long ldb, const float* bias, bool accumulate, float* C, long ldc) {
+    vf c[rows][vectors];  // every loop over it is unrolled, or the compiler keeps it in memory
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int w = 0; w < vectors; w++) c[r][w] = bias ? load(bias + w * VL) : vf{};
+    for (long k = 0; k < K; k++) {
+        vf b[vectors];
+#pragma GCC unroll 4
+        for (int w = 0; w < vectors; w++) b[w] = load(B + k * ldb + w * VL);
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++) {
+            float a = turned ? A[k * lda + r] : A[r * lda + k];
+#pragma GCC unroll 4
+            for (int w = 0; w < vectors; w++) c[r][w] += a * b[w];
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int w = 0; w < vectors; w++) {
+            float* to = C + r * ldc + w * VL;
+            store(to, accumulate ? load(to) + c[r][w] : c[r][w]);
+        }
+}
+
+template <int vectors, bool turned>
+static void strip(long M, long K, const float* A, long lda, const float* B, long ldb, const float* bias, bool accumulate, float* C, long ldc) {
+    long blocks = (M + ROWS - 1) / ROWS, done = 0;
+    for (long block = 0; block < blocks; block++) {
+        long rows = (M - done + (blocks - block) - 1) / (blocks - block);  // blocks of nearly equal height
+        const float* a = A + (turned ? done : done * lda);
+        float* c = C + done * ldc;
+        switch (rows) {
+            case 1: tile<1, vectors, turned>(K, a, lda, B, ldb, bias, accumulate, c, ldc); break;
+            case 2: tile<2, vectors, turned>(K, a, lda, B, ldb, bias, accumulate, c, ldc); break;
+            case 3: tile<3, vectors, turned>(K, a, lda, B, ldb, bias, accumulate, c, ldc); break;
+            case 4: tile<4, vectors, turned>(K, a, lda, B, ldb, bias, accumulate, c, ldc); break;
+            case 5: tile<5, vectors, turned>(K, a, lda, B, ldb, bias, accumulate, c, ldc); break;
+            case 6: tile<6, vectors, turned>(K, a, lda, B, ldb, bias, accumulate, c, ldc); break;
+        }
+        done += rows;
+    }
+}
+
+template <bool turned>
+static inline void panel(int vectors, long M, long K, const float* A, long lda, const float* B, long ldb, const float* bias, bool accumulate, float* C, long ldc) {
+    switch (vectors) {
+        case 1: strip<1, turned>(M, K, A, lda, B, ldb, bias, accumulate, C, ldc); break;
+        case 2: strip<2, turned>(M, K, A, lda, B, ldb, bias, accumulate, C, ldc); break;
+#if VL == 16
+        case 3: strip<3, turned>(M, K, A, lda, B, ldb, bias, accumulate, C, ldc); break;
+        case 4: strip<4, turned>(M, K, A, lda, B, ldb, bias, accumulate, C, ldc); break;
+#endif
+    }
+}
+
+// B in panels, one after the other: (K, width) each.
+static void product(long M, long N, long K, const float* A, long lda, const float* packed, const float* bias, bool accumulate, float* C, long ldc) {
+    for (long n = 0; n < N; n += PANEL) {
+        int width = N - n < PANEL ? N - n : PANEL;
+        panel<false>(width / VL, M, K, A, lda, packed + n * K, width, bias ? bias + n : 0, accumulate, C + n, ldc);
+    }
+}
+
+// G (N, K) += Y (M, N)^T X (M, K): the gradient of a weight matrix.
+static void outer(long M, long N, long K, const float* Y, long ldy, const float* X, long ldx, float* G) {
+    for (long k = 0; k < K; k += PANEL) {
+        int width = K - k < PANEL ? K - k : PANEL;
+        panel<true>(width / VL, N, M, Y, ldy, X + k, ldx, 0, true, G + k, K);
+    }
+}
+
+// Packs B (K, N) given by B[k][n] = from[k * row + n * column].
+static void pack(long K, long N, const float* from, long row, long column, float* to) {
+    for (long n = 0; n < N; n += PANEL) {
+        long width = N - n < PANEL ? N - n : PANEL;
+        for (long k = 0; k < K; k++)
+            for (long w = 0; w < width; w++) *to++ = from[k * row + (n + w) * column];
+    }
+}
+
+template <bool D>
+static inline void apply(const Linear& f, long M, Array x, long ldx, Array y) {
+    product(M, f.out, f.in, written<D>(x), ldx, f.forward_panels, D ? 0 : f.b, false, written<D>(y), f.out);
+}
+// xbar (+)= ybar W
+template <bool D>
+static inline void apply_back(const Linear& f, long M, Array ybar, Array xbar, long ldx, bool accumulate) {
+    product(M, f.in, f.out, written<D>(ybar), f.out, f.backward_panels, 0, accumulate, written<D>(xbar), ldx);
+}
+// The derivative of the outer product of ybar and x, and of the sum of ybar.
+static inline void gradient(const Linear& f, long M, Array ybar, Array x, long ldx) {
+    outer(M, f.out, f.in, ybar.d, f.out, x.v, ldx, f.gw);
+    if (x.d) outer(M, f.out, f.in, ybar.v, f.out, x.d, ldx, f.gw);
+    if (!f.b) return;
+    for (long m = 0; m < M; m++)
+        for (long n = 0; n < f.out; n += VL) store(f.gb + n, load(f.gb + n) + load(ybar.d + m * f.out + n));
+}

@@ -1,0 +1,90 @@
+#pragma once
+// Sizes, weights and working memory of the Equivariant Transformer with its scalar read-out.
+
+// An array of values and, for training, of their derivatives. A plain pass writes values, a dual pass derivatives only.
+struct Array {
+    float *v, *d;
+    __attribute__((always_inline)) Array at(long offset) const { return {v + offset, d ? d + offset : 0}; }
+};
+
+// y = W x + b, with W (out, in) as PyTorch stores it, packed for both directions; gradients where training.
+struct Linear {
+    long in, out;
+    const float *w, *b;
+    float *forward_panels, *backward_panels;
+    float *gw, *gb;
+};
+
+struct Sizes {
+    long channels, layers, heads, radial;
+    double cutoff, softening;
+};
+
+struct Layer {
+    const float *norm_w, *norm_b;
+    float *norm_gw, *norm_gb;
+    Linear qkv, filters, vectors, output;
+    float* own;  // (4C) filter pre-activations of an atom's message to itself, r = 0
+};
+
+struct Weights {
+    Sizes s;
+    const float *means, *betas;
+    float* own_basis;  // (R) radial basis at r = 0
+    Linear neighbour_filter, combine;
+    Layer* layer;
+    const float *norm_w, *norm_b;
+    float *norm_gw, *norm_gb;
+    Linear norm_map1, vector_map1, mix1, gate1, norm_map2, mix2;
+    const float *gate2_w, *gate2_b;
+    float *gate2_gw, *gate2_gb;
+};
+
+enum { BLOCK = 64 };  // pairs whose filters are in cache together
+
+// What a layer keeps: activations for its reverse pass, and adjoints ("bar") for the dual one. Shapes: N atoms, P pairs.
+struct LayerTape {
+    Array xhat, rstd;        // (N, C), (N) layer norm without its affine part
+    Array qkv;               // (N, 5C) query, key, three values
+    Array logits;            // (2P + N, H): i <- j, j <- i for each pair, then each atom to itself
+    Array filter;            // (P, 4C) before SiLU
+    Array summed;            // (N, C) scalar messages
+    Array out;               // (N, 3C)
+    Array vectors;           // (N, 3, C) after the layer
+    Array mapped;            // (N, 3, 3C) linear maps of the vectors before the layer
+    Array vectors_bar, out_bar, mapped_bar, summed_bar, qkv_bar, norm_bar;
+};
+
+struct Tape {
+    long atoms, pairs;
+    bool train;
+    int *first, *second;     // (P) atoms of each pair
+    float *distance;         // (P)
+    Array envelope, direction, basis;         // (P), (P, 3) from first to second, (P, R)
+    float *envelope_slope, *basis_slope;      // by distance
+    Array neighbour;         // (N, C) neighbour embeddings (input; no derivative)
+    Array neighbour_filter;  // (P, C)
+    Array mixed, mixed_bar;  // (N, 2C) atom embedding and summed neighbours
+    Array neighbour_bar;     // (N, C)
+    LayerTape* layer;
+    Array x, x_bar;          // (N, C) running scalars
+    Array xhat, rstd;        // final norm
+    Array read1, map1, vec1, pre1, gate1, vout1, read2, map2, pre2;  // the two gated blocks
+    Array read1_bar, map1_bar, vec1_bar, pre1_bar, gate1_bar, vout1_bar, read2_bar, map2_bar, pre2_bar, act1_bar, norm_bar;
+    Array seed;              // (N) adjoint of each atom's energy
+    Array zero;              // (N, 3, C) of zeros
+    Array y;                 // (N, C) scratch
+    Array filters, filter_bar;  // (4C) and (BLOCK, 4C) scratch
+    float *basis_bar, *envelope_bar, *direction_bar;
+    void* memory;
+    long capacity;
+};
+
+// One instruction set's kernels; weights and tapes as above.
+struct Kernel {
+    long width;  // floats per vector
+    void (*load)(Weights& weights, const double* own_basis);
+    void (*forward)(const Weights& weights, Tape& tape, const double* positions, const double* offsets, float* energies);
+    void (*forces)(const Weights& weights, Tape& tape, float* forces);
+    void (*train)(const Weights& weights, Tape& tape, const float* displacement);
+};

@@ -1,0 +1,53 @@
+// All kernels for one instruction set. The including file sets VL (floats per vector) and the compiler's target, and exports KERNEL.
+
+#include "model.h"
+
+namespace {
+#include "numbers.h"
+#include "matrix.h"
+#include "layers.h"
+#include "passes.h"
+#include "reverse.h"
+
+void pack_linear(const Linear& f) {
+    pack(f.in, f.out, f.w, 1, f.in, f.forward_panels);
+    pack(f.out, f.in, f.w, f.in, 1, f.backward_panels);
+}
+
+void load_weights(Weights& w, const double* own_basis) {
+    const Sizes& s = w.s;
+    for (long k = 0; k < s.radial; k++) w.own_basis[k] = own_basis[k];
+    const Linear* linears[] = {&w.neighbour_filter, &w.combine, &w.norm_map1, &w.vector_map1, &w.mix1, &w.gate1, &w.norm_map2, &w.mix2};
+    for (const Linear* f : linears) pack_linear(*f);
+    for (long l = 0; l < s.layers; l++) {
+        const Layer& f = w.layer[l];
+        const Linear* own[] = {&f.qkv, &f.filters, &f.vectors, &f.output};
+        for (const Linear* g : own) pack_linear(*g);
+        product(1, 4 * s.channels, s.radial, w.own_basis, s.radial, f.filters.forward_panels, f.filters.b, false, f.own, 4 * s.channels);
+    }
+}
+
+void run_forward(const Weights& w, Tape& t, const double* positions, const double* offsets, float* energies) {
+    __builtin_memset(t.zero.v, 0, (3 * t.atoms + 4) * w.s.channels * sizeof(float));
+    geometry(w, t, positions, offsets);
+    forward<false>(w, t, energies);
+}
+
+// Seeds: derivative of the loss by each atom's energy in t.seed.d, the energy's own adjoint (1) in t.seed.v.
+void run_forces(const Weights& w, Tape& t, float* out) {
+    for (long n = 0; n < t.atoms; n++) t.seed.v[n] = 1.0f;
+    backward<false>(w, t);
+    forces(w, t, out);
+}
+
+void run_training(const Weights& w, Tape& t, const float* displacement) {
+    __builtin_memset(t.zero.d, 0, (3 * t.atoms + 4) * w.s.channels * sizeof(float));
+    __builtin_memset(t.neighbour.d, 0, t.atoms * w.s.channels * sizeof(float));
+    displace(w, t, displacement);
+    forward<true>(w, t, 0);
+    backward<true>(w, t);
+}
+}
+
+extern const Kernel KERNEL;
+const Kernel KERNEL = {VL, load_weights, run_forward, run_forces, run_training};

@@ -1,0 +1,178 @@
+"""The compiled kernels against the PyTorch modules in float64, for every instruction set that this machine has."""
+
+import copy
+from importlib import resources
+from typing import Any
+
+import ase.build
+import numpy as np
+import pytest
+import torch
+
+from forcewell import fused
+from forcewell.batch import Batch
+from forcewell.potential import Potential
+from forcewell.store import open_data
+from forcewell.system import System
+
+SIZES = [
+    {"channels": 64, "layers": 3, "heads": 4, "radial": 32},
+    {"channels": 32, "layers": 1, "heads": 2, "radial": 16},
+    {"channels": 256, "layers": 2, "heads": 8, "radial": 64, "conditions": 1},
+    {"channels": 48, "layers": 2, "heads": 3, "radial": 16, "electronic": True, "levels": 2, "classes": "wang"},
+]
+
+
+def random_potential(**sizes: Any) -> Potential:
+    torch.manual_seed(1)
+    potential = Potential({"encoder": {"name": "equivariant-transformer", **sizes}})
+    with torch.no_grad():
+        for parameter in potential.parameters():
+            if parameter.dim() == 1 or not parameter.any():  # biases, tokens and norms that do nothing would hide mistakes
+                parameter += 0.2 * torch.randn_like(parameter)
+    return potential
+
+
+def in_float64(potential: Potential) -> Potential:
+    exact = Potential(potential.config).double()
+    exact.load_state_dict({name: value.double() for name, value in potential.state_dict().items()})
+    return exact
+
+
+@pytest.fixture(scope="module")
+def molecules() -> Batch:
+    """Real molecules of 5 to 20 atoms, one atom alone, two out of reach of each other, and a linear one."""
+    with resources.as_file(resources.files("forcewell.bundled") / "qm7x_hand.npz") as path:
+        data = open_data(path)
+        systems = [data[row] for row in (3, 501, 777, 1203, 1999)]
+    odd = [ase.Atoms("O"), ase.Atoms("HN", [[0, 0, 0], [0, 0, 9]]), ase.build.molecule("HCN")]
+    return Batch.from_systems([*systems, *map(System.from_atoms, odd)])
+
+
+@pytest.fixture(scope="module")
+def crystals() -> Batch:
+    """Small triclinic cells in which atoms meet several images of each other and of themselves."""
+    fractions = [[0, 0, 0], [0.4, 0.1, 0.2], [0.2, 0.6, 0.7], [0.7, 0.5, 0.3]]
+    atoms = ase.Atoms("CNOH", cell=[[3.9, 0, 0], [0.6, 3.4, 0], [-0.5, 0.7, 4.1]], scaled_positions=fractions, pbc=True)
+    slab = atoms.copy()
+    slab.pbc = [True, False, True]
+    return Batch.from_systems([System.from_atoms(a) for a in (atoms, slab, ase.build.molecule("H2O"))])
+
+
+def use(potential: Potential, lanes: int) -> bool:
+    """Makes the potential use vectors of at most so many floats; False where there are no such kernels here."""
+    found = fused.width(potential.encoder, potential.head, lanes)
+    if found == lanes:
+        potential._fused = fused.Fused(potential.encoder, potential.head, lanes)  # type: ignore[arg-type]
+    return found == lanes
+
+
+def test_kernels_are_built() -> None:
+    assert fused.library() is not None, "the package was installed without its kernels; a C++ compiler is needed for these tests"
+    assert use(random_potential(**SIZES[0]), 4)
+    print(random_potential(**SIZES[0]).path)
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+@pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: str(sizes["channels"]))
+@pytest.mark.parametrize("kind", ["molecules", "crystals"])
+def test_equal_to_pytorch(
+    kind: str, sizes: dict[str, Any], lanes: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch: Batch = request.getfixturevalue(kind)
+    batch.condition = torch.arange(len(batch)) % 2 if sizes.get("conditions") else torch.zeros_like(batch.condition)
+    batch.charge, batch.level = torch.arange(len(batch)) % 3 - 1, torch.arange(len(batch)) % 2  # read by those that have them
+    potential = random_potential(**sizes)
+    exact = in_float64(potential)
+    if not use(potential, lanes):
+        assert lanes > 4
+        pytest.skip(f"no vectors of {lanes} floats on this processor for these sizes")
+    generator = torch.Generator().manual_seed(2)
+    towards, weights = torch.randn(len(batch.numbers), 3, generator=generator), torch.randn(len(batch), generator=generator)
+
+    def learn(model: Potential, given: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        out = model(given, create_graph=True)
+        loss = ((out.forces - towards.to(out.forces)) ** 2).sum() + (weights.to(out.energy) * out.energy).sum()
+        loss.backward()
+        return (
+            out.energy.detach().double(),
+            out.forces.detach().double(),
+            {n: p.grad.double() for n, p in model.named_parameters() if p.grad is not None},
+        )
+
+    energy, forces, gradients = learn(potential, batch)
+    right_energy, right_forces, right_gradients = learn(exact, batch.to(dtype=torch.float64))
+    monkeypatch.setattr("forcewell.potential.width", lambda *_: 0)
+    _, plain_forces, plain = learn(random_potential(**sizes), batch)  # PyTorch in float32
+    plain_error = float((plain_forces - right_forces).abs().max() / right_forces.abs().max())
+    error = float((forces - right_forces).abs().max() / right_forces.abs().max())
+
+    def off(gradients: dict[str, torch.Tensor]) -> tuple[float, str]:
+        return max((float((gradients[n] - g).abs().max() / g.abs().max()), n) for n, g in right_gradients.items() if g.abs().max() > 0)
+
+    (worst, name), (usual, _) = off(gradients), off(plain)
+    print(f"{lanes} floats: forces {error:.1e} (PyTorch {plain_error:.1e}), gradient {worst:.1e} ({name}; PyTorch {usual:.1e})")
+    assert float((energy - right_energy).abs().max() / right_energy.abs().max()) < 1e-5
+    assert error < max(1e-5, 5 * plain_error)
+    assert worst < 20 * usual + 1e-5  # softened lengths near zero amplify rounding, in any order of the sums
+
+
+def test_large_molecules_use_cells() -> None:
+    potential = random_potential(**SIZES[1])
+    numbers = np.array([6, 1, 1] * 200)
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*[np.arange(9)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)[: len(numbers)]
+    batch = Batch.from_systems([System.from_atoms(ase.Atoms(numbers, 1.7 * grid + rng.normal(0, 0.2, grid.shape)))])
+    right = in_float64(potential)(batch.to(dtype=torch.float64)).forces
+    error = float((potential(batch).forces - right).abs().max() / right.abs().max())
+    print(f"600 atoms: forces {error:.1e}")
+    assert error < 1e-5
+
+
+def test_same_bits_on_any_number_of_threads(molecules: Batch) -> None:
+    molecules.condition = torch.zeros_like(molecules.condition)
+    potential = random_potential(**SIZES[0])
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 1, 2):
+            torch.set_num_threads(count)
+            potential.zero_grad()
+            out = potential(molecules, create_graph=True)
+            (out.forces**2).sum().backward()
+            results.append((out.forces.detach(), potential.encoder.layers[1].filters.weight.grad.clone()))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][0], results[2][0])
+    assert torch.equal(results[0][1], results[1][1])
+    torch.testing.assert_close(results[0][1], results[2][1], rtol=1e-4, atol=1e-4)
+
+
+def test_weights_may_change_between_calls_but_not_within_one(molecules: Batch) -> None:
+    molecules.condition = torch.zeros_like(molecules.condition)
+    potential = random_potential(**SIZES[0])
+    before = potential(molecules, create_graph=True)
+    with torch.no_grad():
+        potential.encoder.layers[0].filters.weight *= 1.1
+    after = potential(molecules)
+    right = in_float64(potential)(molecules.to(dtype=torch.float64)).forces
+    assert float((after.forces - right).abs().max() / right.abs().max()) < 1e-5
+    assert not torch.allclose(before.forces, after.forces, rtol=1e-4)
+    with pytest.raises(RuntimeError, match="changed between"):
+        (before.forces**2).sum().backward()
+    other = copy.deepcopy(potential)
+    assert torch.equal(other(molecules).forces, after.forces)
+
+
+def test_pytorch_where_there_are_no_kernels(molecules: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    molecules.condition = torch.zeros_like(molecules.condition)
+    odd = random_potential(channels=36, layers=1, heads=2, radial=10)
+    assert odd.path.startswith("PyTorch") and odd._kernels(molecules) is None
+    assert random_potential(channels=64, layers=1, heads=4, radial=32).double().path == "PyTorch on cpu, float64"
+    potential = random_potential(**SIZES[0])
+    forces = potential(molecules).forces
+    monkeypatch.setattr(fused, "library", lambda: None)
+    monkeypatch.setattr("forcewell.potential.library", lambda: None)
+    plain = random_potential(**SIZES[0])
+    assert "without a C++ compiler" in plain.path and plain._kernels(molecules) is None
+    torch.testing.assert_close(plain(molecules).forces, forces, rtol=1e-4, atol=1e-5)
