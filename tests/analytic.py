@@ -54,6 +54,7 @@ class MorseNetwork(nn.Module):
     elements = (1, 6, 8)
     levels = ("first", "second")
     width = 1.5  # a, 1/Å
+    path = "Morse springs"
 
     def __init__(self, templates: Sequence[System] = (WATER, ETHANOL), depths: Sequence[float] = (5.0, 5.0)) -> None:
         super().__init__()
