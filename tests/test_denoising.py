@@ -137,7 +137,7 @@ def test_coordinate_denoising_brings_atoms_back(encoder: str, labelled: Block) -
     prediction = model(ready, **outputs(objectives))
     assert prediction.forces is None
     before = (ready.positions - batch.positions).norm()
-    after = (ready.positions + prediction.noise - batch.positions).norm()
+    after = (ready.positions + prediction.noise - batch.positions).norm().detach()
     print(f"{encoder} ({type(model.noise_head).__name__}): distance from the clean conformation {float(before):.2f} -> {float(after):.2f}")
     assert float(after) < 0.92 * float(before)
     published = build("wang-faithful")[0].prepare(batch, NOISE)
