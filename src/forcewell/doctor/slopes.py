@@ -84,6 +84,8 @@ def _pairs_of(block: Block) -> np.ndarray:
     usable = np.flatnonzero(
         (numbers == numbers[0]).all(axis=1) & np.isfinite(forces).all(axis=(1, 2)) & np.isfinite(positions).all(axis=(1, 2))
     )
+    # Of equal conformations one: the pairs of repeated ones are one pair, which alone says nothing and correlates perfectly.
+    usable = usable[np.sort(np.unique(np.round(positions[usable].reshape(len(usable), -1), 3), axis=0, return_index=True)[1])]
     positions, forces, energy = positions[usable], forces[usable], block.arrays["energy"][usable]
     if len(usable) < 2:
         return np.zeros((0, 5))
@@ -96,6 +98,7 @@ def _pairs_of(block: Block) -> np.ndarray:
     pairs = np.stack([distance, work, energy[two] - energy[one], usable[one], usable[two]], axis=1)
     # Closer than 1e-4 Å is the same conformation, whose energy difference is rounding.
     pairs = pairs[(distance > 1e-4) & (distance < FARTHEST)]
+    pairs = pairs[np.sort(np.unique(np.round(pairs[:, :3], 3), axis=0, return_index=True)[1])]
     return pairs[np.argsort(pairs[:, 0])[:CLOSEST_PAIRS]]
 
 
