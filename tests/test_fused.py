@@ -68,7 +68,7 @@ def use(potential: Potential, lanes: int) -> bool:
 
 
 def test_kernels_are_built() -> None:
-    assert fused.library() is not None, "the package was installed without its kernels; a C++ compiler is needed for these tests"
+    assert fused.functions() is not None, "the package was installed without its kernels; a C++ compiler is needed for these tests"
     assert use(random_potential(**SIZES[0]), 4)
     print(random_potential(**SIZES[0]).path)
 
@@ -171,8 +171,8 @@ def test_pytorch_where_there_are_no_kernels(molecules: Batch, monkeypatch: pytes
     assert random_potential(channels=64, layers=1, heads=4, radial=32).double().path == "PyTorch on cpu, float64"
     potential = random_potential(**SIZES[0])
     forces = potential(molecules).forces
-    monkeypatch.setattr(fused, "library", lambda: None)
-    monkeypatch.setattr("forcewell.potential.library", lambda: None)
+    monkeypatch.setattr(fused, "functions", lambda: None)
+    monkeypatch.setattr("forcewell.potential.functions", lambda: None)
     plain = random_potential(**SIZES[0])
     assert "without a C++ compiler" in plain.path and plain._kernels(molecules) is None
     torch.testing.assert_close(plain(molecules).forces, forces, rtol=1e-4, atol=1e-5)

@@ -25,7 +25,7 @@ INSTRUCTIONS = {16: "AVX-512", 8: "AVX2", 4: "portable vectors"}
 
 
 @cache
-def library() -> ctypes.CDLL | None:
+def functions() -> ctypes.CDLL | None:
     """The compiled kernels, or None where the package was installed without a compiler."""
     path = Path(__file__).with_name("_kernels" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so"))
     if not path.is_file():
@@ -38,7 +38,7 @@ def library() -> ctypes.CDLL | None:
 
 def width(encoder: nn.Module, head: nn.Module, most: int = 16) -> int:
     """Floats per vector of the kernels that this machine has for an encoder and a head, at most ``most``; 0: none."""
-    found = library()
+    found = functions()
     if found is None or not isinstance(encoder, EquivariantTransformer) or type(head) is not EquivariantScalar:
         return 0
     if not encoder.layers or not encoder.smooth_cutoff or encoder.lower_cutoff > 0 or isinstance(encoder.basis.means, nn.Parameter):
@@ -52,9 +52,9 @@ class Fused:
     """The kernels for one encoder and head, with their weights packed."""
 
     def __init__(self, encoder: EquivariantTransformer, head: EquivariantScalar, width: int) -> None:
-        found = library()
+        found = functions()
         assert found is not None
-        self.library, self.width, self.encoder, self.head = found, width, encoder, head
+        self.functions, self.width, self.encoder, self.head = found, width, encoder, head
         own = encoder.basis(encoder.basis.means.new_zeros(1)).double()
         means, betas = (table.detach().contiguous() for table in (encoder.basis.means, encoder.basis.betas))
         softening = float(head.blocks[0].softening)  # type: ignore[arg-type]
@@ -68,7 +68,7 @@ class Fused:
 
     def __del__(self) -> None:
         if getattr(self, "handle", None):
-            self.library.forcewell_destroy(self.handle)
+            self.functions.forcewell_destroy(self.handle)
 
     def __deepcopy__(self, memo: Any) -> None:
         """A copied potential makes kernels of its own when it first needs them."""
@@ -84,7 +84,7 @@ class Fused:
         """Packs the weights if any of them has changed since the last call."""
         state = tuple((parameter.data_ptr(), parameter._version) for parameter in parameters)
         if state != self.loaded:
-            self.library.forcewell_load(self.handle, _addresses(parameters))
+            self.functions.forcewell_load(self.handle, _addresses(parameters))
             self.loaded = state
 
 
@@ -124,7 +124,7 @@ class _EnergyAndForces(torch.autograd.Function):
         given = [batch.offsets, batch.positions.detach().double().contiguous(), embedded.contiguous(), neighbours.contiguous()]
         pairs = periodic_pairs(batch, fused.encoder.cutoff) if bool(batch.pbc.any()) else None
         first, second, shifts = pairs or (None, None, None)
-        kept = fused.library.forcewell_run(
+        kept = fused.functions.forcewell_run(
             fused.handle, _LONG(len(batch)), *map(_address, given), _LONG(0 if first is None else len(first)), _address(first),
             _address(second), _address(shifts), _LONG(torch.get_num_threads()), _LONG(keep), _address(energies), _address(forces),
             ctypes.byref(failed),
@@ -147,7 +147,7 @@ class _EnergyAndForces(torch.autograd.Function):
         gradients = [part.view(shape) for part, shape in zip(torch.zeros(sum(sizes)).split(sizes), ctx.shapes, strict=True)]
         embedded, neighbours = torch.empty(N, C), torch.empty(N, C)
         displacement, seeds = -forces_bar.contiguous(), energies_bar.contiguous()
-        fused.library.forcewell_gradient(
+        fused.functions.forcewell_gradient(
             fused.handle, kept.handle, _address(displacement), _address(seeds), _LONG(torch.get_num_threads()),
             _addresses(gradients), _address(embedded), _address(neighbours),
         )  # fmt: skip
@@ -161,4 +161,4 @@ class _Kept:
         self.fused, self.handle, self.loaded = fused, _POINTER(handle), fused.loaded
 
     def __del__(self) -> None:
-        self.fused.library.forcewell_release(self.fused.handle, self.handle)
+        self.fused.functions.forcewell_release(self.fused.handle, self.handle)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from forcewell.batch import Batch
 from forcewell.errors import InputError, nearest
-from forcewell.fused import INSTRUCTIONS, Fused, library, width
+from forcewell.fused import INSTRUCTIONS, Fused, functions, width
 from forcewell.nn import Features, encoder
 from forcewell.nn.heads import ENERGY_HEADS, NOISE_HEADS, PROPERTY_HEADS, Displacement, GradientNoise, read_out
 from forcewell.nn.normaliser import RunningNormaliser
@@ -189,7 +189,7 @@ class Potential(nn.Module):
         """How energies and forces are computed here, in words for the user."""
         if self.device.type != "cpu" or self.dtype != torch.float32:
             return f"PyTorch on {self.device.type}, {str(self.dtype).removeprefix('torch.')}"
-        if library() is None:
+        if functions() is None:
             return "PyTorch on cpu, float32 (no compiled kernels: the package was installed without a C++ compiler)"
         lanes = width(self.encoder, self.head)
         return f"compiled kernels, {INSTRUCTIONS[lanes]}" if lanes else "PyTorch on cpu, float32 (no compiled kernels for this model)"
