@@ -15,12 +15,13 @@ from rich.console import Console
 
 from forcewell.doctor import Finding, check, check_path
 from forcewell.doctor.duplicates import groups
+from forcewell.doctor.energies import residuals
 from forcewell.doctor.scan import STRETCH, joined, rows_to_examine, scan
 from forcewell.doctor.terminal import show
 from forcewell.errors import InputError
 from forcewell.importing import import_source
 from forcewell.sources import SOURCES
-from forcewell.store import MemoryData
+from forcewell.store import MemoryData, StoreWriter
 from forcewell.system import Block, System, block_of
 
 BUNDLED = Path(str(files("forcewell"))) / "bundled"
@@ -225,6 +226,19 @@ def test_energy_outliers_after_reference_fit() -> None:
     assert finding.conformations == (57,)
 
 
+def test_a_rare_element_keeps_its_reference() -> None:
+    """Two of 900 conformations hold chlorine and differ by 1 eV per atom: without both nothing would fix chlorine's energy."""
+    compositions = np.zeros((3, 119), dtype=np.int64)
+    compositions[:, [1, 6]] = [[4, 1], [6, 2], [3, 1]]
+    compositions[2, 17] = 1
+    index = np.repeat([0, 1, 2], [500, 398, 2])
+    size, noise = compositions.sum(axis=1)[index], np.random.default_rng(0).normal(0, 1e-3, 900)
+    noise[-2:] = 0.5, -0.5
+    left = residuals(compositions, index, compositions[index] @ np.linspace(0, -80_000, 119) + noise * size)
+    print(np.abs(left - noise).max())
+    assert np.abs(left - noise).max() < 2e-4  # 3e-5 seen; minimum norm without the two leaves 2000
+
+
 def test_two_levels_under_one_name(ethanol: Block) -> None:
     """The same trajectory's old labels (PBE+vdW-TS) for some frames and the new ones (PBE/def2-SVP) for the others."""
     new = frames("train", 300)
@@ -274,8 +288,20 @@ def test_the_command_reports_in_the_terminal_and_as_json(tmp_path: Path) -> None
     first = content[str(bad)]["findings"][0]
     assert first["severity"] == "error" and first["evidence"]["ratio_to_atoms_total_energy_in_eV"] > 20
     assert run("data", "check", str(good)).returncode == 0
+    assert run("data", "check", str(bad), "--unit", "energy=kcal/mol").returncode == 0
+    StoreWriter(tmp_path / "begun.fw", settings={}).close()
+    begun = run("data", "check", str(tmp_path / "begun.fw"))
+    assert begun.returncode == 2 and "begun.fw holds no conformation" in begun.stderr and "Traceback" not in begun.stderr
     refused = run("data", "check", str(good), str(bad), "--split", str(good))
     assert refused.returncode == 2 and "belongs to one data set" in refused.stderr
+
+
+def test_an_unfinished_import_is_said(tmp_path: Path) -> None:
+    writer = StoreWriter(tmp_path / "begun.fw")
+    writer.append(frames("train", 30))
+    writer.flush()
+    writer.close()
+    assert [one.severity for one in check_path(tmp_path / "begun.fw").findings if "not finished" in one.what] == ["warning"]
 
 
 def test_brackets_in_a_report_are_text(capsys: pytest.CaptureFixture[str]) -> None:

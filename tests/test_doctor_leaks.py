@@ -52,6 +52,20 @@ def test_a_good_split_has_no_leak(tmp_path: Path) -> None:
     assert finding.severity == "note" and "no molecule" in finding.what and finding.evidence["train"] == 1600
 
 
+def test_a_promised_gap_that_is_not_there(tmp_path: Path) -> None:
+    """One border of a time split whose file promises a gap: too few neighbours to measure, but the promise is broken."""
+    store = stored(tmp_path, ethanol("train", 400))
+    order = np.argsort(store.column("property:frame"), kind="stable")
+    parts = {"train": np.sort(order[:200]), "test": np.sort(order[200:])}
+    for gap, severities in ((3, ["error"]), (0, [])):
+        split.Split(parts, "time", 0, {"gap": gap}, store.fingerprint).save(store.path / "split-test.json")
+        found = [one for one in check_path(store.path).findings if "time" in one.what]
+        assert [one.severity for one in found] == severities, found
+    parts["train"] = np.sort(order[:197])
+    split.Split(parts, "time", 0, {"gap": 3}, store.fingerprint).save(store.path / "split-test.json")
+    assert check_path(store.path).ok  # with the gap in place
+
+
 def test_the_same_geometry_in_two_parts(tmp_path: Path) -> None:
     """Copies of 12 conformations, rounded to float32, under other identifiers and in another part."""
     block = qm7x()

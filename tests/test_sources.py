@@ -164,6 +164,9 @@ def test_damaged_npz(tmp_path):
     path.write_bytes(ETHANOL.read_bytes()[:5000])
     with pytest.raises(InputError, match="not a whole"):
         open_data(path)
+    path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    with pytest.raises(InputError, match="does not begin like one"):
+        open_data(path)
     np.savez(path, z=np.array([8, 1]), pos=np.zeros((4, 3, 3)))
     with pytest.raises(InputError, match="neither shared, padded nor ragged"):
         open_data(path)

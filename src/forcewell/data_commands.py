@@ -133,6 +133,8 @@ def info_command(store: Path) -> None:
     opened = Store(store)
     manifest = opened.manifest
     table = Table(show_header=False, box=None)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")  # a fingerprint that is cut short cannot be compared
     table.add_row("conformations", f"{len(opened)}" + ("" if opened.complete else " (import not finished; repeat its command)"))
     table.add_row("left out", str(manifest["left_out"]))
     table.add_row("atoms", str(manifest["atoms"]))
@@ -160,6 +162,8 @@ def check_command(
     json_file: Annotated[Path | None, Parameter(name="--json")] = None,
     split: Annotated[tuple[Path, ...], Parameter(negative=())] = (),
     option: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    map_: Annotated[tuple[str, ...], Parameter(name="--map", negative=())] = (),
+    unit: Annotated[tuple[str, ...], Parameter(negative=())] = (),
 ) -> None:
     """Find what is wrong with data before a model is trained on them, and name it with conformations and numbers.
 
@@ -169,25 +173,32 @@ def check_command(
 
     Example: forcewell data check qm9.fw rmd17_ethanol.npz --json findings.json
 
+    Example: forcewell data check mine.h5 --map geometry=positions --unit energy=kcal/mol
+
     Parameters
     ----------
     data
-        Stores, extended XYZ files or .npz files.
+        Stores, or files: extended XYZ, .npz, HDF5, ASE databases.
     json_file
         Also write the findings here.
     split
         A split of the data to look for leaks in, besides those in a store's folder; may be repeated.
     option
-        For files: an option of the source as key=value, e.g. energy_unit=kcal/mol; may be repeated.
+        For files: an option of the source as key=value, e.g. smiles=elements.json; may be repeated.
+    map_
+        For files: the file's name for a field as key=field, as in `forcewell data import`; may be repeated.
+    unit
+        For files: a field's unit, e.g. energy=kcal/mol; may be repeated.
     """
     from forcewell.doctor import check_paths
     from forcewell.doctor.terminal import show
+    from forcewell.sources.mapping import as_options
 
     if not data:
         raise InputError("nothing to check; give a store or files")
     if split and len(data) > 1:
         raise InputError("--split belongs to one data set; check that one by itself")
-    reports = check_paths(data, split, **pairs(option))
+    reports = check_paths(data, split, **(as_options(map_, unit) | pairs(option)))
     show(reports, Console(highlight=False))
     if json_file is not None:
         temporary = json_file.with_name(json_file.name + ".tmp")
@@ -196,6 +207,8 @@ def check_command(
     failed = {path: report.findings[0] for path, report in reports.items() if not report.ok}
     if failed:
         path, first = next(iter(failed.items()))
+        if first.question == "file":  # it says which
+            raise InputError(f"{len(failed)} of {len(reports)} not fit for training; {first.what}")
         which = f" (conformation {first.conformations[0]})" if first.conformations else ""
         raise InputError(f"{len(failed)} of {len(reports)} not fit for training; {path}: {first.what}{which}")
 

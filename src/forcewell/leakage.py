@@ -46,9 +46,8 @@ def leaks(dataset: Dataset, parts: Mapping[str, np.ndarray], limit: int | None =
     evenly spread; identifiers, rows and trajectories are always compared in full. None: at all. ordered: data without the
     property "frame" are trajectories in the order in which they are stored.
     """
-    names, codes, owner = list(parts), identified(dataset), _owner(dataset, parts)
-    found = molecule_leaks(dataset, parts, limit)
-    found += _neighbours_in_time(dataset, codes, owner, names, ordered)
+    names, owner = list(parts), _owner(dataset, parts)
+    found = [*molecule_leaks(dataset, parts, limit), *trajectory_leaks(dataset, parts, ordered)]
     rows = _evenly(np.flatnonzero(owner >= 0), limit)
     rows = rows[dataset.counts[rows] > 1]  # an atom has no geometry
     hashes = [geometry_hashes(dataset.block(rows[start : start + ROWS])) for start in range(0, len(rows), ROWS)]
@@ -61,6 +60,11 @@ def molecule_leaks(dataset: Dataset, parts: Mapping[str, np.ndarray], limit: int
     names, codes, owner = list(parts), identified(dataset), _owner(dataset, parts)
     shared = _shared("identifier", codes, np.arange(len(codes)), owner, names)
     return [*_same_rows(parts), *shared, *_same_molecules(dataset, codes, owner, names, limit)]
+
+
+def trajectory_leaks(dataset: Dataset, parts: Mapping[str, np.ndarray], ordered: bool = False) -> list[Leak]:
+    """Of ``leaks``, those of frames next to each other in a trajectory."""
+    return [*_neighbours_in_time(dataset, identified(dataset), _owner(dataset, parts), list(parts), ordered)]
 
 
 def _owner(dataset: Dataset, parts: Mapping[str, np.ndarray]) -> np.ndarray:

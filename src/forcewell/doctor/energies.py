@@ -30,13 +30,17 @@ def energy_findings(dataset: Dataset, facts: Facts, where: str) -> Iterator[Find
 
 def residuals(compositions: np.ndarray, index: np.ndarray, energies: np.ndarray) -> np.ndarray:
     """(k,) eV per atom that least-squares references leave of ``energies`` (k,) of conformations whose composition is
-    ``compositions[index]``, (U, 119) and (k,). Robust: fitted again without what lies ten median deviations off."""
+    ``compositions[index]``, (U, 119) and (k,). Robust: fitted again without what lies ten median deviations off, as long as
+    the rest still fixes every element: minimum norm would leave a thousand eV on those of a rare one."""
     used = compositions[np.unique(index)]
     elements = np.flatnonzero(used.any(axis=0))
     design, keep = compositions[:, elements].astype(np.float64)[index], np.ones(len(energies), dtype=bool)
-    left, size = energies, design.sum(axis=1)
+    left, size, full = energies, design.sum(axis=1), 0
     for _ in range(3):
-        left = (energies - design @ np.linalg.lstsq(design[keep], energies[keep], rcond=None)[0]) / size
+        fitted, _, rank, _ = np.linalg.lstsq(design[keep], energies[keep], rcond=None)
+        if rank < full:
+            break
+        left, full = (energies - design @ fitted) / size, rank
         middle = np.median(left)
         keep = np.abs(left - middle) <= max(10 * 1.4826 * np.median(np.abs(left - middle)), 1e-9)
     return left

@@ -22,17 +22,21 @@ from forcewell.store import Dataset, MemoryData, Store
 
 EXAMINED = 500_000  # conformations at most: 16 atoms each take about 60 µs and 700 bytes, so 30 s and 360 MB
 IMPORTED = 20_000  # at most, after an import
+UNFINISHED = "its import was not finished; the same `forcewell data import` again brings the rest"
 
 
 def check(dataset: Dataset, where: str = "data", thorough: bool = True) -> Report:
     """All findings about a data set; of more than ``EXAMINED`` conformations evenly spread stretches are examined.
 
     thorough False: what an import can afford whatever its size: ``IMPORTED`` conformations, without the search for duplicates.
+    Raises InputError where there is no conformation.
     """
     return _examined(dataset, where, thorough)[0]
 
 
 def _examined(dataset: Dataset, where: str, thorough: bool) -> tuple[Report, Facts]:
+    if not len(dataset):  # an import that was stopped before its first shard, for one
+        raise InputError(f"{where} holds no conformation")
     limit = EXAMINED if thorough else IMPORTED
     facts = scan(dataset, rows_to_examine(len(dataset), limit))
     findings = [*structure_findings(dataset, facts, where)]
@@ -74,7 +78,8 @@ def check_paths(paths: Sequence[str | os.PathLike[str]], splits: Sequence[Path] 
             dataset = _opened(Path(path), options)
             found, facts = _examined(dataset, name, thorough=True)
             leaks = [leak for file in (*split_files(Path(path)), *splits) for leak in leak_findings(dataset, file)]
-            reports[name] = report(found.conformations, [*found.findings, *leaks], found.examined)
+            begun = [Finding("warning", "file", UNFINISHED, name)] if isinstance(dataset, Store) and not dataset.complete else []
+            reports[name] = report(found.conformations, [*found.findings, *leaks, *begun], found.examined)
             opened.append((name, dataset, facts))
         except InputError as error:
             reports[name] = report(0, [Finding("error", "file", str(error), name)], 0)

@@ -15,7 +15,7 @@ from forcewell import split as splits
 from forcewell.doctor.duplicates import groups
 from forcewell.doctor.findings import Finding, worst
 from forcewell.doctor.scan import Facts, joined, scan
-from forcewell.leakage import WHAT, Leak, molecule_leaks
+from forcewell.leakage import WHAT, Leak, molecule_leaks, trajectory_leaks
 from forcewell.store import Dataset
 from forcewell.system import Block, System, block_of
 
@@ -39,6 +39,9 @@ def leak_findings(dataset: Dataset, file: Path) -> Iterator[Finding]:
     shared = molecule_leaks(dataset, parts, MOLECULES)
     wrong = split.ruled_out(shared)
     found = [_finding(leak, "error" if leak in wrong else "note", where) for leak in shared]
+    # Whether neighbours in time matter is measured below, unless the split promised a gap between them.
+    promised = split.ruled_out(trajectory_leaks(dataset, parts, ordered=split.method == "time"))
+    found += [_finding(leak, "error", where) for leak in promised]
     found += [*_geometries(dataset, _sampled(parts, ROWS, rng), where)]
     found += [*_trajectories(dataset, parts, where, rng)]
     yield from found

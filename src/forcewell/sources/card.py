@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -55,6 +56,10 @@ def load_npz(path: str | os.PathLike[str], stream: IO[bytes] | None = None) -> d
         raise InputError(f"{path} does not exist")
     arrays: dict[str, np.ndarray] = {}
     key = ""
+    with open(path, "rb") if stream is None else contextlib.nullcontext() as file:
+        # NumPy takes whatever it does not know for a pickle.
+        if file is not None and not file.read(6).startswith((b"PK\x03\x04", b"PK\x05\x06", b"\x93NUMPY")):
+            raise InputError(f"{path} is not a whole .npz file (it does not begin like one); fetch it again, or name another source")
     try:
         with np.load(path if stream is None else stream, allow_pickle=False) as archive:
             if not hasattr(archive, "files"):
