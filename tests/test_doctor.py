@@ -183,6 +183,17 @@ def test_bad_molecules_among_good_ones() -> None:
     assert odd and all(bad[row] for row in odd[0].conformations) and int(odd[0].evidence["molecules"]) >= 10
 
 
+def test_copies_of_one_pair_prove_nothing() -> None:
+    """Two conformations far apart on a bent curve, whose slope is 0.5, each there 20 times: one pair, not 400."""
+    two = read("ethanol")[0].take(np.array([0, 1]))
+    positions = two.arrays["positions"].reshape(2, 9, 3)
+    positions[1] = positions[0] + np.random.default_rng(0).normal(0, 0.05, (9, 3))
+    two.arrays["forces"][:] = np.random.default_rng(1).normal(0, 1, (18, 3))
+    found = check(MemoryData([two.take(np.tile([0, 1], 20))]))
+    assert not [str(one) for one in found.findings if one.question == "slope" and one.severity == "error"]
+    assert any("inconclusive: too few conformations" in one.what for one in found.findings)
+
+
 def test_damage_is_a_finding(tmp_path: Path) -> None:
     (tmp_path / "broken.npz").write_bytes(b"PK")
     found = check_path(tmp_path / "broken.npz")

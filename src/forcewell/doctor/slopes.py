@@ -49,8 +49,14 @@ def slopes(dataset: Dataset, rows: np.ndarray, molecule: np.ndarray) -> tuple[Sl
             assert block.molecule is not None
             slope = _slope(pairs, str(block.molecule[0]))
             each += [slope] if slope.counts else []
-    pairs = np.concatenate(found)
-    return _slope(pairs[np.argsort(pairs[:, 0])[:CLOSEST_PAIRS]]), each
+    return _slope(_closest(np.concatenate(found))), each
+
+
+def _closest(pairs: np.ndarray) -> np.ndarray:
+    """The ``CLOSEST_PAIRS`` of ``pairs`` (P, 5), each once: fifteen copies of one pair always correlate and prove nothing."""
+    alike = np.rint(np.abs(pairs[:, [0, 2]]) * 1e5)  # Å, eV; whichever of the two comes first
+    pairs = pairs[np.unique(alike, axis=0, return_index=True)[1]]
+    return pairs[np.argsort(pairs[:, 0], kind="stable")[:CLOSEST_PAIRS]]
 
 
 def _slope(pairs: np.ndarray, molecule: str = "") -> Slope:
@@ -97,9 +103,7 @@ def _pairs_of(block: Block) -> np.ndarray:
     distance = np.sqrt((step**2).sum(axis=(1, 2)) / atoms)
     pairs = np.stack([distance, work, energy[two] - energy[one], usable[one], usable[two]], axis=1)
     # Closer than 1e-4 Å is the same conformation, whose energy difference is rounding.
-    pairs = pairs[(distance > 1e-4) & (distance < FARTHEST)]
-    pairs = pairs[np.sort(np.unique(np.round(pairs[:, :3], 3), axis=0, return_index=True)[1])]
-    return pairs[np.argsort(pairs[:, 0])[:CLOSEST_PAIRS]]
+    return _closest(pairs[(distance > 1e-4) & (distance < FARTHEST)])
 
 
 def _candidates(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
