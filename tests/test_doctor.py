@@ -214,12 +214,3 @@ def test_alignment_undoes_a_rotation() -> None:
     assert error < 3e-14 and np.allclose(np.linalg.det(rotation), 1)
     flat = np.stack([np.array([[1.0, 0, 0], [-1, 0, 0], [0, 0, 0]])])  # a linear molecule
     assert np.isfinite(kabsch(flat, flat)).all()
-
-
-def test_repeated_conformations_say_nothing_new() -> None:
-    """A data set repeated until the closest pairs of a molecule are sixteen copies of one: that is still no evidence against a unit."""
-    (block,) = read("qm7x")
-    some = block.take(np.flatnonzero(block.counts <= 17))
-    repeated = some.take(np.tile(np.arange(len(some)), 4))
-    repeated.arrays["positions"] = repeated.arrays["positions"].astype(np.float32).astype(np.float64)
-    assert not errors(check(MemoryData([repeated])))
