@@ -176,3 +176,14 @@ def test_pytorch_where_there_are_no_kernels(molecules: Batch, monkeypatch: pytes
     plain = random_potential(**SIZES[0])
     assert "without a C++ compiler" in plain.path and plain._kernels(molecules) is None
     torch.testing.assert_close(plain(molecules).forces, forces, rtol=1e-4, atol=1e-5)
+
+
+def test_forces_of_a_scaled_level_carry_no_graph_unless_asked(molecules: Batch) -> None:
+    molecules.condition = torch.zeros_like(molecules.condition)
+    config = {"encoder": {"name": "equivariant-transformer", **SIZES[0]}, "head": {"level_scale": True}}
+    potential = Potential(config, levels=("one",))
+    assert potential._kernels(molecules) is not None
+    plain, graph = potential(molecules), potential(molecules, create_graph=True)
+    assert not plain.forces.requires_grad and not plain.energy.requires_grad and graph.forces.requires_grad
+    graph.forces.square().sum().backward()
+    assert float(potential.level_scale.grad.abs()) > 0

@@ -18,7 +18,7 @@ from forcewell.doctor import check
 from forcewell.errors import InputError, nearest
 from forcewell.sources import SOURCES
 from forcewell.sources.card import Paths, count_conformations
-from forcewell.sources.mapping import pairs
+from forcewell.sources.mapping import comma_separated
 from forcewell.store import Store, StoreWriter
 from forcewell.store.shards import MANIFEST
 from forcewell.system import Block
@@ -105,7 +105,7 @@ def _warnings(store: Store, where: str) -> tuple[str, ...]:
 def _settings(source: str, files: Sequence[Path], exclude: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the store's content; files by name and size, so that a moved folder can still be resumed."""
     card = dataclasses.asdict(SOURCES[source].CARD)
-    units = card.pop("properties") | pairs(str(options.get("property_units", "")), "property_units")
+    units = card.pop("properties") | comma_separated(str(options.get("property_units", "")), "property_units")
     atoms = getattr(SOURCES[source], "isolated_atoms", None)
     references = {"isolated_atoms": atoms(files)} if atoms else {}
     return references | {

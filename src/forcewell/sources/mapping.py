@@ -62,7 +62,7 @@ def declared(options: Mapping[str, Any], unread: Sequence[str] = ()) -> Declared
     source cannot take from a mapping (``unread``)."""
     keys: dict[str, str] = {}
     negative = set()
-    for key, target in pairs(str(options.get("map", "")), "map").items():
+    for key, target in comma_separated(str(options.get("map", "")), "map").items():
         field = target.removeprefix("-")
         if field not in USUAL and not field.startswith("property:"):
             known = ", ".join([*USUAL, "property:NAME"])
@@ -77,7 +77,7 @@ def declared(options: Mapping[str, Any], unread: Sequence[str] = ()) -> Declared
     return Declared(keys, frozenset(negative), factors)
 
 
-def pairs(text: str, option: str) -> dict[str, str]:
+def comma_separated(text: str, option: str) -> dict[str, str]:
     """``a=b,c=d`` as a dict; keys may hold commas in no case, values neither. Raises InputError for another form."""
     found = {}
     for word in filter(None, (word.strip() for word in text.split(","))):
@@ -102,9 +102,9 @@ def as_options(maps: Sequence[str], units: Sequence[str]) -> dict[str, str]:
             unit |= content.get("unit", {})
             options |= {key: str(content[key]) for key in content if key not in ("map", "unit")}
         else:
-            mapping |= pairs(word, "map")
+            mapping |= comma_separated(word, "map")
     for word in units:
-        unit |= pairs(word, "unit")
+        unit |= comma_separated(word, "unit")
     labels = []
     for field, value in unit.items():
         if field.startswith("property:"):

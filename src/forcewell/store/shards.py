@@ -46,20 +46,24 @@ def missing(name: str, rows: int) -> np.ndarray:
 
 
 def empty_shard() -> Shard:
+    """A shard of no conformations."""
     none = np.zeros(0, dtype=np.int32)
     return Shard(np.zeros(1, dtype=np.int64), {}, none, none, dict.fromkeys(("molecule", "smiles"), pa.array([], pa.large_string())))
 
 
 def verify(file: Path, expected: str) -> None:
+    """Raises InputError where the file's SHA-256 is not ``expected``."""
     if sha256(file) != expected:
         raise damaged(file)
 
 
 def damaged(file: Path) -> InputError:
+    """The error that says so."""
     return InputError(f"{file} is damaged: its SHA-256 is not the one in the manifest; import the data again or restore the file")
 
 
 def sha256(file: Path) -> str:
+    """Hexadecimal digest of a file's bytes."""
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
