@@ -39,7 +39,7 @@ def in_float64(potential: Potential) -> Potential:
     return exact
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def molecules() -> Batch:
     """Real molecules of 5 to 20 atoms, one atom alone, two out of reach of each other, and a linear one."""
     with resources.as_file(resources.files("forcewell.bundled") / "qm7x_hand.npz") as path:
@@ -49,7 +49,7 @@ def molecules() -> Batch:
     return Batch.from_systems([*systems, *map(System.from_atoms, odd)])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def crystals() -> Batch:
     """Small triclinic cells in which atoms meet several images of each other and of themselves."""
     fractions = [[0, 0, 0], [0.4, 0.1, 0.2], [0.2, 0.6, 0.7], [0.7, 0.5, 0.3]]
