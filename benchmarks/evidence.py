@@ -86,6 +86,8 @@ ARMS: dict[str, tuple[dict[str, Any] | None, float, float, bool]] = {
     "zero-force": (ZERO, 0.5, 1.0, False),
     "denoising-only": ({"force-denoising": {"sigma": 0.05, "kappa": 10.0, "weight": 2.0}}, 1.0, 1.0, False),
     "et-ore-relatives": ({"forces": {}}, 0.0, 1.0, True),
+    "et-ore-long": ({"forces": {}}, 0.0, 3.0, False),
+    "token-0.05-10-long": (denoising(0.05, 10.0, 2.0, conditioned=True), 0.5, 3.0, False),  # as many labelled samples as et-ore
     "token-annealed": (denoising(0.05, 10.0, 2.0, conditioned=True, until=0.7), 0.5, 1.0, False),
     "own-head": (denoising(0.05, 10.0, 2.0, own_head=True), 0.5, 1.0, False),
     "harmonic": (denoising(0.05, 1.0, 0.5, target="harmonic"), 0.5, 1.0, False),
