@@ -128,7 +128,8 @@ class Batch:
             floats = tensor.dtype.is_floating_point and name not in ("energy", "properties")
             return tensor.to(device=device, dtype=dtype if floats and dtype is not None else tensor.dtype)
 
-        return self._map(move)
+        stays = dtype is None and device is not None and torch.device(device) == self.positions.device
+        return self._map((lambda name, tensor: tensor) if stays else move)
 
     def take(self, molecules: Tensor) -> Batch:
         """The conformations at ``molecules`` (integers (K,) or a mask (M,)), in that order."""

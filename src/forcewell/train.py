@@ -151,7 +151,8 @@ def _prepare(run: Trainer, batch: Batch, noise: Noise) -> Batch:
     """On the device, labels in the network's own terms, and with what the objectives add."""
     batch = batch.to(run.fabric.device)
     targets = batch.targets
-    targets.energy = targets.energy - run.potential.reference_energy(batch)
+    if not noise.training or any("energy" in objective.needs for objective in run.objectives):
+        targets.energy = targets.energy - run.potential.reference_energy(batch)
     if targets.properties.shape[1]:
         described = run.potential.config["head"]["properties"]
         targets.properties = (targets.properties - targets.properties.new_tensor(described["mean"])) / targets.properties.new_tensor(
@@ -178,13 +179,12 @@ def _loss(run: Trainer, prediction: Prediction, batch: Batch, weights: Sequence[
     if run.fabric.world_size > 1:
         sums = run.fabric.all_reduce(sums, reduce_op="sum")
         assert isinstance(sums, Tensor)
-    counts = sums[:, 1].clamp(min=1.0)
-    terms = {objective.name: float(total) for objective, total in zip(run.objectives, sums[:, 0] / counts, strict=True)}
-    shares, value = [], 0.0
-    for objective, part, total, count, weight in zip(run.objectives, parts, sums[:, 0], counts, weights, strict=True):
-        divisor = count if objective.reduction == "mean" else torch.ones_like(count)
-        shares.append(weight * part.total / divisor.to(part.total.dtype))
-        value += float(total / divisor) * weight
+    shares, terms, value = [], {}, 0.0
+    for objective, part, (total, count), weight in zip(run.objectives, parts, sums.tolist(), weights, strict=True):
+        terms[objective.name] = total / max(count, 1.0)
+        divisor = max(count, 1.0) if objective.reduction == "mean" else 1.0
+        shares.append(weight * part.total / divisor)
+        value += total / divisor * weight
     return torch.stack(shares).sum(), terms, value
 
 
