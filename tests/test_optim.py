@@ -11,7 +11,7 @@ import torch
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from forcewell.optim import Schedule, update_average
+from forcewell.optim import MovingAverage, Schedule
 
 
 def torch_optimiser(rate: float) -> torch.optim.SGD:
@@ -116,12 +116,13 @@ def test_average_is_torchs_once_the_ramp_is_over() -> None:
     average = copy.deepcopy(model)
     reference = AveragedModel(average, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     reference.n_averaged += 1  # torch would start by copying the weights
+    moving = MovingAverage(average, model, 0.9)
     generator = torch.Generator().manual_seed(0)
     for step in range(90, 140):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        update_average(average, model, 0.9, step)
+        moving.update(step)
         reference.update_parameters(model)
     error = max(float((a - b).detach().abs().max()) for a, b in zip(average.parameters(), reference.module.parameters(), strict=True))
     print(f"moving average against torch's after 50 steps: {error:.1e}")
@@ -131,9 +132,10 @@ def test_average_is_torchs_once_the_ramp_is_over() -> None:
 def test_average_ramps_up() -> None:
     """d = min(decay, (1 + step) / (10 + step)), by hand; the initial weights are soon forgotten."""
     model, average = network(0), network(1)
+    moving = MovingAverage(average, model, 0.999)
     values = [p.detach().clone() for p in average.parameters()]
     for step in range(30):
-        update_average(average, model, 0.999, step)
+        moving.update(step)
         d = (1 + step) / (10 + step)
         values = [d * v + (1 - d) * p.detach() for v, p in zip(values, model.parameters(), strict=True)]
     error = max(float((a.detach() - b).abs().max()) for a, b in zip(average.parameters(), values, strict=True))

@@ -128,7 +128,8 @@ class Batch:
             floats = tensor.dtype.is_floating_point and name not in ("energy", "properties")
             return tensor.to(device=device, dtype=dtype if floats and dtype is not None else tensor.dtype)
 
-        return self._map(move)
+        stays = dtype is None and device is not None and torch.device(device) == self.positions.device
+        return self._map((lambda name, tensor: tensor) if stays else move)
 
     def take(self, molecules: Tensor) -> Batch:
         """The conformations at ``molecules`` (integers (K,) or a mask (M,)), in that order."""
@@ -140,10 +141,19 @@ class Batch:
         taken.molecule = torch.repeat_interleave(torch.arange(len(rows), device=counts.device), counts)
         return taken
 
+    def part(self, molecules: slice, atoms: slice) -> Batch:
+        """The conformations at ``molecules``, whose atoms are at ``atoms``; a view where ``take`` would copy."""
+        taken = self._map(lambda name, tensor: tensor[atoms if _per_atom(name) else molecules])
+        taken.molecule = taken.molecule - molecules.start
+        return taken
+
     def _map(self, function: Any) -> Batch:
-        inputs = {f.name: function(f.name, getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "targets"}
-        targets = {f.name: function(f.name, getattr(self.targets, f.name)) for f in dataclasses.fields(self.targets)}
-        return Batch(**inputs, targets=Targets(**targets))
+        inputs = {name: function(name, getattr(self, name)) for name in _INPUTS}
+        return Batch(**inputs, targets=Targets(**{name: function(name, getattr(self.targets, name)) for name in _TARGETS}))
+
+
+_INPUTS = tuple(field.name for field in dataclasses.fields(Batch) if field.name != "targets")
+_TARGETS = tuple(field.name for field in dataclasses.fields(Targets))
 
 
 def _per_atom(name: str) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from forcewell.batch import Batch
 from forcewell.graph import periodic_pairs
@@ -33,7 +34,17 @@ def functions() -> ctypes.CDLL | None:
     found = ctypes.CDLL(str(path))
     found.forcewell_create.restype = found.forcewell_run.restype = _POINTER
     found.forcewell_width.restype = _LONG
+    register_optimizer_step_post_hook(_count_step)
     return found
+
+
+# Steps of any optimiser in this process. PyTorch's fused optimisers change parameters without changing their versions.
+_steps = 0
+
+
+def _count_step(*_: Any) -> None:
+    global _steps
+    _steps += 1
 
 
 def width(encoder: nn.Module, head: nn.Module, most: int = 16) -> int:
@@ -64,7 +75,9 @@ class Fused:
                 _address(means), _address(betas), _address(own),
             )
         )  # fmt: skip
-        self.loaded: tuple[tuple[int, int], ...] = ()
+        self.loaded: tuple[int, ...] = ()
+        # Where each parameter is kept: to ask fifty modules by name takes 0.2 ms, a fifth of a small model's energy and forces.
+        self.places = _places(encoder, head)
 
     def __del__(self) -> None:
         if getattr(self, "handle", None):
@@ -76,13 +89,14 @@ class Fused:
     def __call__(self, batch: Batch, differentiable: bool) -> tuple[Tensor, Tensor]:
         """Energy of each atom (N,), eV, and forces (N, 3), eV/Å; ``differentiable`` by parameters, not by positions."""
         encoder = self.encoder
-        inputs = (encoder.embed(batch), encoder.neighbour_embedding(encoder.species(batch)), *_parameters(encoder, self.head))
+        parameters = [kept[name] for kept, name in self.places]
+        inputs = (encoder.embed(batch), encoder.neighbour_embedding(encoder.species(batch)), *parameters)
         with torch.set_grad_enabled(differentiable):
             return _EnergyAndForces.apply(self, batch, differentiable, *inputs)  # type: ignore[return-value]
 
     def load(self, parameters: list[Tensor]) -> None:
         """Packs the weights if any of them has changed since the last call."""
-        state = tuple((parameter.data_ptr(), parameter._version) for parameter in parameters)
+        state = (_steps, *[parameter.data_ptr() for parameter in parameters], *[parameter._version for parameter in parameters])
         if state != self.loaded:
             self.functions.forcewell_load(self.handle, _addresses(parameters))
             self.loaded = state
@@ -101,8 +115,8 @@ def _sizes(encoder: EquivariantTransformer) -> tuple[int, int, int, int]:
     return encoder.channels, len(encoder.layers), int(heads), len(encoder.basis.means)  # type: ignore[arg-type]
 
 
-def _parameters(encoder: EquivariantTransformer, head: EquivariantScalar) -> list[Tensor]:
-    """All that the kernels read, in their order. The last block's vectors lead nowhere."""
+def _places(encoder: EquivariantTransformer, head: EquivariantScalar) -> list[tuple[dict[str, Any], str]]:
+    """Module's table and name of all that the kernels read, in their order. The last block's vectors lead nowhere."""
     modules: list[Any] = [encoder.neighbour_filter, encoder.combine]
     layers: list[Any] = list(encoder.layers)
     for layer in layers:
@@ -110,7 +124,7 @@ def _parameters(encoder: EquivariantTransformer, head: EquivariantScalar) -> lis
     blocks: list[Any] = list(head.blocks)
     modules += [encoder.norm]
     modules += [blocks[0].norm_map, blocks[0].vector_map, blocks[0].mix, blocks[0].gate, blocks[1].norm_map, blocks[1].mix, blocks[1].gate]
-    return [tensor for module in modules for tensor in (module.weight, module.bias) if tensor is not None]
+    return [(module._parameters, name) for module in modules for name in ("weight", "bias") if getattr(module, name) is not None]
 
 
 class _EnergyAndForces(torch.autograd.Function):
@@ -144,7 +158,8 @@ class _EnergyAndForces(torch.autograd.Function):
             raise RuntimeError("the potential's parameters were changed between its forces and the backward pass")
         N, C = len(energies_bar), fused.encoder.channels
         sizes = [shape.numel() for shape in ctx.shapes]
-        gradients = [part.view(shape) for part, shape in zip(torch.zeros(sum(sizes)).split(sizes), ctx.shapes, strict=True)]
+        parts = torch.zeros(sum(sizes)).split(sizes)
+        gradients = [part if len(shape) == 1 else part.view(shape) for part, shape in zip(parts, ctx.shapes, strict=True)]
         embedded, neighbours = torch.empty(N, C), torch.empty(N, C)
         displacement, seeds = -forces_bar.contiguous(), energies_bar.contiguous()
         fused.functions.forcewell_gradient(

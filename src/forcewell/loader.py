@@ -12,7 +12,6 @@ import torch
 
 from forcewell.batch import Batch
 from forcewell.errors import InputError
-from forcewell.fields import ATOM_FIELDS
 from forcewell.rotors import fragments_of
 from forcewell.store import Dataset, Gatherer
 from forcewell.system import Block
@@ -175,14 +174,11 @@ class Loader:
         chosen, rows = np.concatenate(samples, axis=1)
         found = self._gather(rows, chosen, bare=True)
         level = self._levels[self._first_level[chosen] + found.level]
-        offsets, start = found.block.offsets, 0
+        whole = Batch.from_block(found.block, dtype=self.dtype, level=level, source=chosen, index=rows)
+        offsets, start, sources = found.block.offsets.tolist(), 0, dict(enumerate(self.sources))
         for part in samples:
             stop = start + part.shape[1]
-            molecules, atoms = slice(start, stop), slice(offsets[start], offsets[stop])
-            arrays = {name: values[atoms if name in ATOM_FIELDS else molecules] for name, values in found.block.arrays.items()}
-            block = Block(found.block.counts[molecules], arrays)
-            batch = Batch.from_block(block, dtype=self.dtype, level=level[molecules], source=part[0], index=part[1])
-            yield completed(batch, dict(enumerate(self.sources)))
+            yield completed(whole.part(slice(start, stop), slice(offsets[start], offsets[stop])), sources)
             start = stop
 
 

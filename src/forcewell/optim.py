@@ -52,15 +52,22 @@ class Schedule:
         self.scale, self.best, self.waited = float(state["scale"]), float(state["best"]), int(state["waited"])
 
 
-@torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """average <- d average + (1 - d) model, with d = min(decay, (1 + step) / (10 + step)).
+class MovingAverage:
+    """average <- d average + (1 - d) model after each step, with d = min(decay, (1 + step) / (10 + step)).
 
     The ramp keeps the random initial weights out of the average of a short run: at a decay of 0.999 they would
-    still weigh 5 % after 3,000 steps.
+    still weigh 5 % after 3,000 steps. Buffers (running statistics) are copied.
     """
-    decay = min(decay, (1 + step) / (10 + step))
-    for ours, theirs in zip(average.parameters(), model.parameters(), strict=True):
-        ours.lerp_(theirs, 1 - decay)
-    for ours, theirs in zip(average.buffers(), model.buffers(), strict=True):  # running statistics
-        ours.copy_(theirs)
+
+    def __init__(self, average: nn.Module, model: nn.Module, decay: float) -> None:
+        self._decay = decay
+        self._parameters = [list(module.parameters()) for module in (average, model)]
+        self._buffers = list(zip(average.buffers(), model.buffers(), strict=True))
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Takes the model's weights after update number ``step`` in."""
+        ours, theirs = self._parameters
+        torch._foreach_lerp_(ours, theirs, 1 - min(self._decay, (1 + step) / (10 + step)))
+        for buffer, current in self._buffers:
+            buffer.copy_(current)

@@ -129,10 +129,11 @@ class Potential(nn.Module):
         if kernels is not None:
             atomic, found = kernels(batch, create_graph and torch.is_grad_enabled())
             with torch.set_grad_enabled(create_graph and torch.is_grad_enabled()):
+                energy = atomic.new_zeros(len(batch)).index_add(0, batch.molecule, atomic)
+                if self.level_scale is None:
+                    return Prediction(energy, found)
                 scale = self._scale(batch)
-                energy = atomic.new_zeros(len(batch)).index_add(0, batch.molecule, atomic) * scale
-                per_atom = 1.0 if self.level_scale is None else scale.index_select(0, batch.molecule)[:, None]
-                return Prediction(energy, found * per_atom)
+                return Prediction(energy * scale, found * scale.index_select(0, batch.molecule)[:, None])
         with torch.enable_grad() if differentiate else torch.set_grad_enabled(torch.is_grad_enabled()):
             positions, cell, strain = batch.positions.detach(), batch.cell, None
             if forces or gradient_noise:

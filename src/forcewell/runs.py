@@ -140,7 +140,8 @@ def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) 
     loader = Loader(
         parts.training, settings.batch_size, settings.max_atoms, config.seed, dtype, rank=fabric.global_rank, world=fabric.world_size
     )
-    adamw = torch.optim.AdamW(potential.parameters(), lr=optimiser.learning_rate, weight_decay=optimiser.weight_decay)
+    # One call for all tensors: step by step from Python, AdamW took 3 of 18 ms of a small model's training step.
+    adamw = torch.optim.AdamW(potential.parameters(), lr=optimiser.learning_rate, weight_decay=optimiser.weight_decay, fused=True)
     rates = (
         optimiser.schedule,
         optimiser.learning_rate,

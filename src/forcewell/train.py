@@ -18,7 +18,7 @@ from forcewell.errors import InputError
 from forcewell.evaluate.errors import EnergyErrors
 from forcewell.loader import Loader
 from forcewell.objectives import DATA, Noise, Objective, noisy, share
-from forcewell.optim import Schedule, update_average
+from forcewell.optim import MovingAverage, Schedule
 from forcewell.potential import Potential, Prediction
 from forcewell.runstate import load_state, save_state
 
@@ -56,6 +56,8 @@ class Trainer:
     seconds: float = 0.0
     log_bytes: int = 0
     _module: Any = field(default=None)
+    _parameters: list[Tensor] = field(default_factory=list)  # walking through the modules in every step would take as long as AdamW
+    _moving: MovingAverage | None = None
 
 
 def train(run: Trainer, resume: bool = False) -> dict[str, Any]:
@@ -65,6 +67,10 @@ def train(run: Trainer, resume: bool = False) -> dict[str, Any]:
     Raises InputError when the loss is not finite, after saving the conformations at fault.
     """
     run._module, run.optimiser = run.fabric.setup(run.potential, run.optimiser)  # type: ignore[assignment]
+    if run.fabric.world_size == 1 and run.fabric.strategy.precision.precision in ("32-true", "64-true"):
+        run._module = run.potential  # the wrapper would only copy tensors to where they are
+    run._parameters = list(run.potential.parameters())
+    run._moving = None if run.average is run.potential else MovingAverage(run.average, run.potential, run.decay or 0.0)
     log = run.directory / "log.jsonl"
     if resume:
         load_state(run)
@@ -108,18 +114,31 @@ def _update(run: Trainer, batch: Batch) -> tuple[dict[str, float], float]:
     prediction = run._module(prepared, create_graph=True, **_outputs(run))
     weights = [share(objective, run.step / run.steps) for objective in run.objectives]
     loss, terms, value = _loss(run, prediction, prepared, weights)
-    # A rank whose share lacks a term, and parameters that forces do not depend on (the last bias), still take part.
-    total = loss * run.fabric.world_size + 0.0 * sum(p.sum() for p in run.potential.parameters())
     if not math.isfinite(value):
         _stop(run, run.potential, prepared)
-    run.optimiser.zero_grad()
-    run.fabric.backward(total)
+    _gradients(run, loss)
     if run.clip is not None:
-        run.fabric.clip_gradients(run._module, run.optimiser, max_norm=run.clip, error_if_nonfinite=False)
+        torch.nn.utils.clip_grad_norm_(run._parameters, run.clip)
     run.optimiser.step()
-    if run.average is not run.potential:
-        update_average(run.average, run.potential, run.decay or 0.0, run.step)
+    if run._moving is not None:
+        run._moving.update(run.step)
     return terms, value
+
+
+def _gradients(run: Trainer, loss: Tensor) -> None:
+    """Those of this process's share of the loss, averaged over all processes, of every parameter.
+
+    Parameters that forces do not depend on (the last bias) get zeros, so that they decay like all others; so do those of a
+    term that a process's share lacks, whose gradients the other processes wait for.
+    """
+    for parameter in run._parameters:
+        parameter.grad = None
+    if run.fabric.world_size > 1:
+        loss = loss * run.fabric.world_size + 0.0 * sum(parameter.sum() for parameter in run._parameters)
+    run.fabric.backward(loss)
+    for parameter in run._parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 def _outputs(run: Trainer) -> dict[str, bool]:
@@ -132,7 +151,8 @@ def _prepare(run: Trainer, batch: Batch, noise: Noise) -> Batch:
     """On the device, labels in the network's own terms, and with what the objectives add."""
     batch = batch.to(run.fabric.device)
     targets = batch.targets
-    targets.energy = targets.energy - run.potential.reference_energy(batch)
+    if not noise.training or any("energy" in objective.needs for objective in run.objectives):
+        targets.energy = targets.energy - run.potential.reference_energy(batch)
     if targets.properties.shape[1]:
         described = run.potential.config["head"]["properties"]
         targets.properties = (targets.properties - targets.properties.new_tensor(described["mean"])) / targets.properties.new_tensor(
@@ -156,15 +176,15 @@ def _loss(run: Trainer, prediction: Prediction, batch: Batch, weights: Sequence[
     """This process's share of the weighted loss, and each term averaged, and the loss, over all processes."""
     parts = [objective.loss(prediction, batch) for objective in run.objectives]
     sums = torch.stack([torch.stack([part.total.detach().double(), part.count]) for part in parts])
-    sums = run.fabric.all_reduce(sums, reduce_op="sum")
-    assert isinstance(sums, Tensor)
-    counts = sums[:, 1].clamp(min=1.0)
-    terms = {objective.name: float(total) for objective, total in zip(run.objectives, sums[:, 0] / counts, strict=True)}
-    shares, value = [], 0.0
-    for objective, part, total, count, weight in zip(run.objectives, parts, sums[:, 0], counts, weights, strict=True):
-        divisor = count if objective.reduction == "mean" else torch.ones_like(count)
-        shares.append(weight * part.total / divisor.to(part.total.dtype))
-        value += float(total / divisor) * weight
+    if run.fabric.world_size > 1:
+        sums = run.fabric.all_reduce(sums, reduce_op="sum")
+        assert isinstance(sums, Tensor)
+    shares, terms, value = [], {}, 0.0
+    for objective, part, (total, count), weight in zip(run.objectives, parts, sums.tolist(), weights, strict=True):
+        terms[objective.name] = total / max(count, 1.0)
+        divisor = max(count, 1.0) if objective.reduction == "mean" else 1.0
+        shares.append(weight * part.total / divisor)
+        value += total / divisor * weight
     return torch.stack(shares).sum(), terms, value
 
 
