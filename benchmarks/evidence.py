@@ -136,10 +136,10 @@ def pretraining(described: Arm, seed: int, size: Size, paths: dict[str, str], pl
         f"training.steps={steps}", f"training.batch_size={size.batch}", "training.validate_every=1000", "training.save_every=500",
         "validation.maximum=200", f"optimiser.learning_rate={size.rate}", "optimiser.warmup_steps=200", "optimiser.average=0.999",
     ]  # fmt: skip
-    return _run(pretrain, load_config("quickstart", changes), place / "pretraining")
+    return train_or_resume(pretrain, load_config("quickstart", changes), place / "pretraining")
 
 
-def _run(train: Any, config: Any, to: Path) -> Path:
+def train_or_resume(train: Any, config: Any, to: Path) -> Path:
     """Trains, or goes on where it was stopped, or does nothing where it is done."""
     if (to / "done").is_file():
         return to / "model.safetensors"
@@ -183,9 +183,9 @@ def finetuning(
     began = time.perf_counter()
     if model is None:
         config = load_config("forces", [*changes, f"model.encoder={json.dumps(size.encoder)}"])
-        trained = _run(pretrain, config, to)
+        trained = train_or_resume(pretrain, config, to)
     else:
-        trained = _run(lambda c, t, r: finetune(c, model, t, r), load_config("forces", changes), to)
+        trained = train_or_resume(lambda c, t, r: finetune(c, model, t, r), load_config("forces", changes), to)
     lines = [json.loads(line) for line in (to / "log.jsonl").read_text().splitlines()]
     curve = [(line["step"], round(line[judged], 2)) for line in lines if line["kind"] == "validation"]
     errors = evaluate(load_model(trained)[0], open_data(data / f"rmd17/rmd17_{molecule}_test_01.npz"))
