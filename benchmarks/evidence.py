@@ -30,6 +30,7 @@ from forcewell.config import load_config
 from forcewell.errors import InputError
 from forcewell.evaluate.errors import evaluate
 from forcewell.importing import import_source
+from forcewell.objectives import PRESETS
 from forcewell.process import keep_memory
 from forcewell.runs import finetune, pretrain
 from forcewell.simulate import simulate
@@ -48,6 +49,7 @@ class Size:
     picoseconds: float
     replicas: int = 16
     molecules: tuple[str, ...] = ("ethanol", "aspirin")
+    rate: float = 2e-3  # of pre-training
 
 
 NAME = "equivariant-transformer"
@@ -74,8 +76,9 @@ def denoising(sigma: float, kappa: float, weight: float = 1.0, **form: Any) -> d
 
 TOKEN = denoising(0.05, 10.0, 2.0, conditioned=True)
 
-# objectives, share of samples that are minima, share of the evaluations, what else is labelled: "relatives" of rMD17, or "corpus" instead
-ARMS: dict[str, tuple[dict[str, Any] | None, float, float, str]] = {
+# Objectives, share of samples that are minima, share of the evaluations, what else is labelled: "relatives" of rMD17, or "corpus" instead
+Arm = tuple[str | dict[str, Any] | None, float, float, str]
+ARMS: dict[str, Arm] = {
     "scratch": (None, 0.0, 0.0, ""),
     "et-ore": ({"forces": {}}, 0.0, 1.0, ""),
     "et-ore-label-matched": ({"forces": {}}, 0.0, 1 / 3, ""),
@@ -114,9 +117,9 @@ def stores(data: Path, out: Path) -> dict[str, str]:
     return paths
 
 
-def pretraining(arm: str, seed: int, size: Size, paths: dict[str, str], out: Path) -> Path:
+def pretraining(described: Arm, seed: int, size: Size, paths: dict[str, str], place: Path) -> Path:
     """The arm's pre-trained model, trained where it is not there yet."""
-    objectives, minima, share, more = ARMS[arm]
+    objectives, minima, share, more = described
     labelled = {"": LABELLED, "relatives": LABELLED | dict.fromkeys(RELATIVES, 2.5), "corpus": {"corpus": 1.0}}[more]
     total = sum(labelled.values())
     entries: list[dict[str, Any]] = []
@@ -125,17 +128,18 @@ def pretraining(arm: str, seed: int, size: Size, paths: dict[str, str], out: Pat
         entries = [entry | ({"level": "wB97M-D3(BJ)/def2-TZVPPD"} if entry["path"] == paths["spice"] else {}) for entry in entries]
     if minima > 0:
         entries.append({"path": paths["qm9"], "weight": minima})
-    copies = minima if "force-denoising" in (objectives or {}) else 0.0
+    terms = PRESETS[objectives] if isinstance(objectives, str) else objectives or {}
+    copies = minima if "force-denoising" in terms else 0.0
     steps = max(1, round(size.evaluations * share / size.batch / (1 + copies)))
     changes = [
         f"seed={seed}", f"model.encoder={json.dumps(size.encoder)}", f"objectives={json.dumps(objectives)}", f"data={json.dumps(entries)}",
         f"training.steps={steps}", f"training.batch_size={size.batch}", "training.validate_every=1000", "training.save_every=500",
-        "validation.maximum=200", "optimiser.learning_rate=2e-3", "optimiser.warmup_steps=200", "optimiser.average=0.999",
+        "validation.maximum=200", f"optimiser.learning_rate={size.rate}", "optimiser.warmup_steps=200", "optimiser.average=0.999",
     ]  # fmt: skip
-    return _run(pretrain, load_config("quickstart", changes), out / f"{arm}-{seed}" / "pretraining")
+    return train_or_resume(pretrain, load_config("quickstart", changes), place / "pretraining")
 
 
-def _run(train: Any, config: Any, to: Path) -> Path:
+def train_or_resume(train: Any, config: Any, to: Path) -> Path:
     """Trains, or goes on where it was stopped, or does nothing where it is done."""
     if (to / "done").is_file():
         return to / "model.safetensors"
@@ -162,26 +166,31 @@ def frames(data: Path, out: Path, molecule: str, count: int) -> tuple[Path, Path
 
 
 def finetuning(
-    model: Path | None, size: Size, data: Path, out: Path, place: Path, molecule: str, count: int, rate: float, seed: int
-) -> dict[str, Any]:
-    """Trains to convergence and gives the errors on the test frames, with the validation curve."""
+    model: Path | None, size: Size, data: Path, out: Path, place: Path, molecule: str, count: int, rate: float, seed: int,
+    labels: str = "forces",
+) -> dict[str, Any]:  # fmt: skip
+    """Trains on forces (or energies) to convergence and gives the errors on the test frames, with the validation curve."""
     steps = size.steps
     training, validation = frames(data, out, molecule, count)
     changes = [
         f"seed={seed}", f"data={training}", f"validation.path={validation}", f"optimiser.learning_rate={rate}", f"training.steps={steps}",
     ]  # fmt: skip
     to = place / f"{molecule}-{count}-{rate:g}-{steps}"
+    if labels == "energies":
+        changes.append("objectives={energy: {}}")
+        to = to.with_name(f"{to.name}-energies")
+    judged = "energy_mae" if labels == "energies" else "force_mae"
     began = time.perf_counter()
     if model is None:
         config = load_config("forces", [*changes, f"model.encoder={json.dumps(size.encoder)}"])
-        trained = _run(pretrain, config, to)
+        trained = train_or_resume(pretrain, config, to)
     else:
-        trained = _run(lambda c, t, r: finetune(c, model, t, r), load_config("forces", changes), to)
+        trained = train_or_resume(lambda c, t, r: finetune(c, model, t, r), load_config("forces", changes), to)
     lines = [json.loads(line) for line in (to / "log.jsonl").read_text().splitlines()]
-    curve = [(line["step"], round(line["force_mae"], 2)) for line in lines if line["kind"] == "validation"]
+    curve = [(line["step"], round(line[judged], 2)) for line in lines if line["kind"] == "validation"]
     errors = evaluate(load_model(trained)[0], open_data(data / f"rmd17/rmd17_{molecule}_test_01.npz"))
     return {
-        "molecule": molecule, "frames": count, "rate": rate, "steps": steps, "seed": seed,
+        "molecule": molecule, "frames": count, "rate": rate, "steps": steps, "seed": seed, "labels": labels,
         "validation": min(mae for _, mae in curve), "force_mae": errors["force_mae"], "energy_mae": errors["energy_mae"],
         "curve": curve[:: max(1, len(curve) // 12)], "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
@@ -211,8 +220,8 @@ def best_rate(error: Callable[[float], float]) -> float:
     return RATES[best]
 
 
-def run_arm(arm: str, seed: int, size: Size, given: argparse.Namespace) -> None:
-    """Everything of one arm, written to its result file as it comes."""
+def run_arm(arm: str, described: Arm, seed: int, size: Size, given: argparse.Namespace, labels: str = "forces") -> None:
+    """Everything of one arm, written to its result file as it comes. labels: what is fine-tuned on, forces or energies."""
     out, place = given.out, given.out / f"{arm}-{seed}"
     file = out / "results" / f"{arm}-{seed}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -223,9 +232,9 @@ def run_arm(arm: str, seed: int, size: Size, given: argparse.Namespace) -> None:
         file.with_suffix(".part").rename(file)
 
     model = None
-    if ARMS[arm][0] is not None:
+    if described[0] is not None:
         began = time.perf_counter()
-        model = pretraining(arm, seed, size, stores(given.data, out) | {"corpus": str(given.corpus)}, out)
+        model = pretraining(described, seed, size, stores(given.data, out) | {"corpus": str(given.corpus)}, place)
         if "pretraining" not in result:
             lines = [json.loads(line) for line in (model.parent / "log.jsonl").read_text().splitlines()]
             last = [line for line in lines if line["kind"] == "validation"][-1]
@@ -235,9 +244,9 @@ def run_arm(arm: str, seed: int, size: Size, given: argparse.Namespace) -> None:
 
     def tune(molecule: str, count: int, rate: float) -> dict[str, Any]:
         for row in result["rows"]:
-            if (row["molecule"], row["frames"], row["rate"]) == (molecule, count, rate):
+            if (row["molecule"], row["frames"], row["rate"], row.get("labels", "forces")) == (molecule, count, rate, labels):
                 return row
-        result["rows"].append(finetuning(model, size, given.data, out, place, molecule, count, rate, seed))
+        result["rows"].append(finetuning(model, size, given.data, out, place, molecule, count, rate, seed, labels))
         save()
         return result["rows"][-1]
 
@@ -283,7 +292,7 @@ def main() -> None:
     for seed in given.seeds:
         for arm in given.arms:
             try:
-                run_arm(arm, seed, SIZES[given.size], given)
+                run_arm(arm, ARMS[arm], seed, SIZES[given.size], given)
             except InputError as error:
                 raise SystemExit(f"{arm}: {error}") from None
 
