@@ -64,7 +64,7 @@ SIZES = {
     ),
 }  # fmt: skip
 LABELLED = {"qm7x": 7.0, "spice": 2.0, "s66x8": 1.0}
-RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)  # searched upwards and downwards from 2e-3 until validation gets no better
+RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 RELATIVES = ("azobenzene", "benzene", "paracetamol", "toluene")
 ZERO = {"forces": {}, "zero-force": {}}
 
@@ -211,9 +211,9 @@ def stability(size: Size, data: Path, place: Path, row: dict[str, Any]) -> dict[
     return {key: result.summary[key] for key in keys if key in result.summary}
 
 
-def best_rate(error: Callable[[float], float]) -> float:
-    """The learning rate of the least validation error, climbing from 2e-3 both ways; an end of the range is chosen only by trying it."""
-    best = RATES.index(2e-3)
+def best_rate(error: Callable[[float], float], first: float) -> float:
+    """The learning rate of the least validation error, climbing from ``first`` both ways until it gets no better."""
+    best = RATES.index(first)
     for direction in (1, -1):
         while 0 <= best + direction < len(RATES) and error(RATES[best + direction]) < error(RATES[best]):
             best += direction
@@ -251,8 +251,9 @@ def run_arm(arm: str, described: Arm, seed: int, size: Size, given: argparse.Nam
         return result["rows"][-1]
 
     for molecule in given.molecules or size.molecules:
-        best = best_rate(lambda rate, molecule=molecule: tune(molecule, given.frames[0], rate)["validation"])
+        best = 2e-3
         for count in given.frames:
+            best = best_rate(lambda rate, molecule=molecule, count=count: tune(molecule, count, rate)["validation"], best)
             row = tune(molecule, count, best)
             if given.stability and count in (100, 950) and "md" not in row:
                 row["md"] = stability(size, given.data, place, row)
@@ -280,7 +281,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--size", choices=list(SIZES), default="small")
     parser.add_argument("--molecules", nargs="+", help="of rMD17; those of the size by default")
-    parser.add_argument("--frames", nargs="+", type=int, default=[100, 950, 50, 300], help="the first chooses the learning rate")
+    parser.add_argument("--frames", nargs="+", type=int, default=[100, 950, 50, 300], help="of training")
     parser.add_argument("--corpus", default="bundled:corpus", help="the store that `forcewell generate` makes, for the arms named after it")
     parser.add_argument("--stability", action="store_true", help="MD with the models of 100 and 950 frames")
     parser.add_argument("--table", action="store_true")
