@@ -11,7 +11,7 @@ import torch
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from forcewell.optim import MovingAverage, Schedule
+from forcewell.optim import Flat, MovingAverage, Schedule
 
 
 def torch_optimiser(rate: float) -> torch.optim.SGD:
@@ -116,7 +116,7 @@ def test_average_is_torchs_once_the_ramp_is_over() -> None:
     average = copy.deepcopy(model)
     reference = AveragedModel(average, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     reference.n_averaged += 1  # torch would start by copying the weights
-    moving = MovingAverage(average, model, 0.9)
+    moving = MovingAverage(Flat(average), Flat(model), 0.9)
     generator = torch.Generator().manual_seed(0)
     for step in range(90, 140):
         with torch.no_grad():
@@ -132,7 +132,7 @@ def test_average_is_torchs_once_the_ramp_is_over() -> None:
 def test_average_ramps_up() -> None:
     """d = min(decay, (1 + step) / (10 + step)), by hand; the initial weights are soon forgotten."""
     model, average = network(0), network(1)
-    moving = MovingAverage(average, model, 0.999)
+    moving = MovingAverage(Flat(average), Flat(model), 0.999)
     values = [p.detach().clone() for p in average.parameters()]
     for step in range(30):
         moving.update(step)
@@ -145,3 +145,28 @@ def test_average_ramps_up() -> None:
     assert error < 1e-15
     assert left / start < 1e-6  # without the ramp 0.97 of them would be left
     assert all(p.grad is None and p.requires_grad for p in average.parameters())
+
+
+def test_flat_parameters_train_as_single_ones() -> None:
+    """AdamW with clipping on one tensor against AdamW on each parameter; one of them never gets a gradient."""
+    model, single = network(0), network(0)
+    for net in (model, single):
+        net.register_parameter("unused", torch.nn.Parameter(torch.ones(3, dtype=torch.float64)))
+    flat = Flat(model)
+    ours = torch.optim.AdamW([flat.values], lr=1e-2, weight_decay=0.1, fused=True)
+    theirs = torch.optim.AdamW(single.parameters(), lr=1e-2, weight_decay=0.1, foreach=False)
+    x = torch.randn(9, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for _ in range(30):
+        (model(x) ** 2).sum().backward()
+        flat.gather_gradients()
+        flat.clip(0.5)
+        ours.step()
+        theirs.zero_grad()
+        ((single(x) ** 2).sum() + 0.0 * single.get_parameter("unused").sum()).backward()
+        torch.nn.utils.clip_grad_norm_(single.parameters(), 0.5)
+        theirs.step()
+    error = max(float((a - b).detach().abs().max()) for a, b in zip(model.parameters(), single.parameters(), strict=True))
+    moved = float((model(x) - network(0)(x)).detach().abs().max())
+    decayed = float(model.get_parameter("unused").detach()[0])
+    print(f"30 steps on one tensor against each parameter's own: {error:.1e}; outputs moved by {moved:.1e}; unused one at {decayed:.4f}")
+    assert error < 1e-14 and moved > 1e-2 and 0.9 < decayed < 0.98

@@ -14,7 +14,6 @@ from forcewell.batch import Batch
 from forcewell.errors import InputError
 from forcewell.rotors import fragments_of
 from forcewell.store import Dataset, Gatherer
-from forcewell.system import Block
 
 CHUNK = 4096  # draws of a source decided at once; part of the order of samples, so it never changes
 ROWS = 1 << 20  # conformations whose cost is checked at once

@@ -7,7 +7,7 @@ from math import cos, pi
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(slots=True)
@@ -52,6 +52,41 @@ class Schedule:
         self.scale, self.best, self.waited = float(state["scale"]), float(state["best"]), int(state["waited"])
 
 
+class Flat:
+    """All parameters of a model as parts of one tensor, so that an optimiser step, a clipping and an average are one call each.
+
+    With a call for each parameter they took 5 of the 18 ms of a small model's training step. To everyone else the parameters
+    stay what they are.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parameters, self.buffers = list(model.parameters()), list(model.buffers())
+        self.values = nn.Parameter(torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters]))
+        for parameter, part in zip(self.parameters, self.split(self.values.detach()), strict=True):
+            parameter.data = part
+
+    def split(self, values: Tensor) -> list[Tensor]:
+        """A tensor like ``values`` -> each parameter's part of it, in the parameter's shape."""
+        parts = values.split([parameter.numel() for parameter in self.parameters])
+        return [part.view(parameter.shape) for part, parameter in zip(parts, self.parameters, strict=True)]
+
+    def gather_gradients(self) -> None:
+        """Moves the parameters' gradients into that of ``values``.
+
+        Parameters that forces do not depend on (the last bias) get zeros, so that they decay like all others.
+        """
+        found = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in self.parameters]
+        self.values.grad = torch.cat([gradient.reshape(-1) for gradient in found])
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def clip(self, longest: float) -> None:
+        """Shortens the gradient to ``longest``, as ``clip_grad_norm_`` does, whose norm takes six times as long as a product."""
+        gradient = self.values.grad
+        assert gradient is not None
+        gradient.mul_((longest / (gradient.dot(gradient).sqrt() + 1e-6)).clamp(max=1.0))
+
+
 class MovingAverage:
     """average <- d average + (1 - d) model after each step, with d = min(decay, (1 + step) / (10 + step)).
 
@@ -59,15 +94,12 @@ class MovingAverage:
     still weigh 5 % after 3,000 steps. Buffers (running statistics) are copied.
     """
 
-    def __init__(self, average: nn.Module, model: nn.Module, decay: float) -> None:
-        self._decay = decay
-        self._parameters = [list(module.parameters()) for module in (average, model)]
-        self._buffers = list(zip(average.buffers(), model.buffers(), strict=True))
+    def __init__(self, average: Flat, model: Flat, decay: float) -> None:
+        self._average, self._model, self._decay = average, model, decay
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Takes the model's weights after update number ``step`` in."""
-        ours, theirs = self._parameters
-        torch._foreach_lerp_(ours, theirs, 1 - min(self._decay, (1 + step) / (10 + step)))
-        for buffer, current in self._buffers:
-            buffer.copy_(current)
+        self._average.values.lerp_(self._model.values, 1 - min(self._decay, (1 + step) / (10 + step)))
+        for ours, theirs in zip(self._average.buffers, self._model.buffers, strict=True):
+            ours.copy_(theirs)

@@ -28,8 +28,9 @@ def save_state(run: Trainer) -> None:
     if run.average is not run.potential:
         tensors |= {f"average.{name}": value for name, value in run.average.state_dict().items()}
     names = [name for name, _ in run.potential.named_parameters()]
-    for index, entry in run.optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{names[index]}.{key}": torch.as_tensor(value) for key, value in entry.items()}
+    for key, value in run.optimiser.state_dict()["state"].get(0, {}).items():
+        parts = run.weights.split(value) if value.dim() else [value] * len(names)
+        tensors |= {f"optimiser.{name}.{key}": part for name, part in zip(names, parts, strict=True)}
     write_tensors(run.directory / "state" / NAME, tensors, _facts(run))
 
 
@@ -75,13 +76,13 @@ def load_state(run: Trainer) -> None:
     except RuntimeError as error:
         raise InputError(f"{path} belongs to another model ({str(error).splitlines()[0]})") from None
     saved = under("optimiser.")
-    entries: dict[int, dict[str, Tensor]] = {}
-    for index, (name, _) in enumerate(run.potential.named_parameters()):
-        found = {key.removeprefix(f"{name}."): value for key, value in saved.items() if key.startswith(f"{name}.")}
-        if found:
-            entries[index] = found
+    names = [name for name, _ in run.potential.named_parameters()]
+    entry: dict[str, Tensor] = {}
+    for key in sorted({name.removeprefix(f"{names[0]}.") for name in saved if name.startswith(f"{names[0]}.")}):
+        parts = [saved[f"{name}.{key}"] for name in names]
+        entry[key] = torch.cat([part.reshape(-1) for part in parts]) if key != "step" else parts[0]
     current = run.optimiser.state_dict()
-    run.optimiser.load_state_dict({"state": entries, "param_groups": current["param_groups"]})
+    run.optimiser.load_state_dict({"state": {0: entry} if entry else {}, "param_groups": current["param_groups"]})
     run.loader.restore(facts["loader"])
     run.schedule.restore(facts["schedule"])
     run.step, run.best, run.seconds, run.log_bytes = (

@@ -18,7 +18,7 @@ from forcewell.errors import InputError
 from forcewell.evaluate.errors import EnergyErrors
 from forcewell.loader import Loader
 from forcewell.objectives import DATA, Noise, Objective, noisy, share
-from forcewell.optim import MovingAverage, Schedule
+from forcewell.optim import Flat, MovingAverage, Schedule
 from forcewell.potential import Potential, Prediction
 from forcewell.runstate import load_state, save_state
 
@@ -36,7 +36,8 @@ class Trainer:
     fabric: Fabric
     potential: Potential
     average: Potential  # moving average of the weights; what is validated and saved
-    optimiser: torch.optim.Optimizer
+    weights: Flat  # of the potential, on its device
+    optimiser: torch.optim.Optimizer  # of ``weights.values``
     objectives: Sequence[Objective]
     loader: Loader
     validation: Sequence[Batch]
@@ -56,7 +57,6 @@ class Trainer:
     seconds: float = 0.0
     log_bytes: int = 0
     _module: Any = field(default=None)
-    _parameters: list[Tensor] = field(default_factory=list)  # walking through the modules in every step would take as long as AdamW
     _moving: MovingAverage | None = None
 
 
@@ -69,8 +69,7 @@ def train(run: Trainer, resume: bool = False) -> dict[str, Any]:
     run._module, run.optimiser = run.fabric.setup(run.potential, run.optimiser)  # type: ignore[assignment]
     if run.fabric.world_size == 1 and run.fabric.strategy.precision.precision in ("32-true", "64-true"):
         run._module = run.potential  # the wrapper would only copy tensors to where they are
-    run._parameters = list(run.potential.parameters())
-    run._moving = None if run.average is run.potential else MovingAverage(run.average, run.potential, run.decay or 0.0)
+    run._moving = None if run.average is run.potential else MovingAverage(Flat(run.average), run.weights, run.decay or 0.0)
     log = run.directory / "log.jsonl"
     if resume:
         load_state(run)
@@ -118,7 +117,7 @@ def _update(run: Trainer, batch: Batch) -> tuple[dict[str, float], float]:
         _stop(run, run.potential, prepared)
     _gradients(run, loss)
     if run.clip is not None:
-        torch.nn.utils.clip_grad_norm_(run._parameters, run.clip)
+        run.weights.clip(run.clip)
     run.optimiser.step()
     if run._moving is not None:
         run._moving.update(run.step)
@@ -126,19 +125,12 @@ def _update(run: Trainer, batch: Batch) -> tuple[dict[str, float], float]:
 
 
 def _gradients(run: Trainer, loss: Tensor) -> None:
-    """Those of this process's share of the loss, averaged over all processes, of every parameter.
-
-    Parameters that forces do not depend on (the last bias) get zeros, so that they decay like all others; so do those of a
-    term that a process's share lacks, whose gradients the other processes wait for.
-    """
-    for parameter in run._parameters:
-        parameter.grad = None
+    """Those of all parameters, averaged over all processes."""
     if run.fabric.world_size > 1:
-        loss = loss * run.fabric.world_size + 0.0 * sum(parameter.sum() for parameter in run._parameters)
+        # A process whose share lacks a term, and parameters that forces do not depend on, still take part.
+        loss = loss * run.fabric.world_size + 0.0 * sum(parameter.sum() for parameter in run.weights.parameters)
     run.fabric.backward(loss)
-    for parameter in run._parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
+    run.weights.gather_gradients()
 
 
 def _outputs(run: Trainer) -> dict[str, bool]:
