@@ -160,6 +160,30 @@ def test_models_of_wang(name: str, tmp_path: Path) -> None:
     assert WANG_CLASSES[10] == (1, 0)
 
 
+@pytest.mark.parametrize("name", ["gemnet_t_tum", "gemnet_t_mdsim"])
+def test_gemnet(name: str, tmp_path: Path) -> None:
+    """Each dense weight under one name (TUM) or two, alone or from data-parallel training; in another unit; what is refused."""
+    state, settings, arrays = golden(name)
+    if name == "gemnet_t_tum":
+        tree: Any = state | {key.replace(".linear.weight", ".weight"): value for key, value in state.items()}
+        assert settings["cutoff"] == 5.0 and settings["envelope_exponent"] == 5  # what is taken as published
+    else:
+        tree = {"epoch": 3, "state_dict": {f"module.module.{key}": value for key, value in state.items()}, "normalizers": {}}
+    path = saved(tree, tmp_path, "checkpoint.pt")
+    convert_file(path, tmp_path / "m.safetensors")
+    potential = fw.load(tmp_path / "m.safetensors")
+    print(f"{name}: {(error := largest_error(potential, arrays)):.1e}")
+    assert error < 5e-12
+    system = fw.System({"numbers": arrays["ethanol/z"], "positions": arrays["ethanol/pos"]})
+    other = convert(path, energy_unit="kcal/mol").potential.predict([system])
+    assert other["energy"][0] == pytest.approx(KCAL_PER_MOL * potential.predict([system])["energy"][0], rel=1e-12)
+    more = saved(state | {"int_blocks.0.quad_interaction.dense_db.linear.weight": torch.ones(2, 2)}, tmp_path, "quadruplets.pt")
+    with pytest.raises(InputError, match="not those of one GemNet-T"):
+        convert(more)
+    with pytest.raises(InputError, match="energies are normalised"):
+        convert(saved({"state_dict": state, "normalizers": {"target": {"mean": torch.ones(1)}}}, tmp_path, "normalised.pt"))
+
+
 @pytest.mark.parametrize("stored_basis", [True, False])
 def test_the_real_published_checkpoint(stored_basis: bool, tmp_path: Path) -> None:
     """Wang et al.'s SE(3)-Transformer, in float32 as published, with its matrices from a file or those kept here."""

@@ -32,6 +32,13 @@ def test_cosine_is_torchs() -> None:
     assert schedule.rate(500) == 0.0 == schedule.rate(10**6)
 
 
+def test_rate_is_held_before_the_cosine() -> None:
+    """After the hold the rate is that of a cosine that starts there."""
+    held, plain = Schedule("cosine", 1e-3, 10, 200, hold=40), Schedule("cosine", 1e-3, 0, 150)
+    assert {held.rate(step) for step in range(9, 51)} == {1e-3} and held.rate(0) == 1e-4
+    assert [held.rate(step) for step in range(50, 210)] == [plain.rate(step) for step in range(160)]
+
+
 def test_warm_up_then_cosine() -> None:
     schedule = Schedule("cosine", peak=1e-3, warmup=50, steps=250)
     optimiser = torch_optimiser(1e-3)

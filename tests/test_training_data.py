@@ -47,6 +47,21 @@ def test_a_saved_split_is_used(tmp_path: Path) -> None:
     assert np.array_equal(training[0].rows, split.parts["train"]) and np.array_equal(validation[0].rows, split.parts["validation"])
 
 
+def test_a_share_of_the_training_data(tmp_path: Path) -> None:
+    """Smaller shares are parts of larger ones, drawn by the seed; validation stays whole."""
+    data = ethanol(tmp_path / "rmd17_ethanol.npz", 100)
+    rows, held = {}, {}
+    for share, seed in ((0.05, 0), (0.2, 0), (0.5, 0), (1.0, 0), (0.5, 1)):
+        config = settings({"path": str(data), "fraction": share}, objectives="et-ore", validation={"fraction": 0.2, "by": "time"}, seed=seed)
+        _, training, validation, _ = gather(load_config(str(write_yaml(tmp_path / "c.yaml", config))), tmp_path / "data", "none", quiet=True)
+        rows[share, seed], held[share, seed] = set(training[0].rows.tolist()), validation[0].rows.tolist()
+    print({key: len(kept) for key, kept in rows.items()})
+    whole = len(rows[1.0, 0])
+    assert [len(rows[share, 0]) for share in (0.05, 0.2, 0.5)] == [round(share * whole) for share in (0.05, 0.2, 0.5)]
+    assert rows[0.05, 0] < rows[0.2, 0] < rows[0.5, 0] < rows[1.0, 0] and max(rows[0.05, 0]) > 20  # not the first ones
+    assert held[0.05, 0] == held[1.0, 0] and rows[0.5, 1] != rows[0.5, 0]
+
+
 def test_validation_that_measures_nothing_is_refused(tmp_path: Path) -> None:
     """Its loss would be zero at step 0, and the untrained model the best."""
     data = ethanol(tmp_path / "rmd17_ethanol.npz")

@@ -96,6 +96,7 @@ class DataConfig(_Section):
     level: str | None = None  # level of theory, where the file does not say
     split: str | None = None  # JSON of `forcewell data split`; its parts train and validation are used
     maximum: int | None = Field(default=None, gt=0)  # only the first so many conformations
+    fraction: float = Field(default=1.0, gt=0, le=1)  # random share of what is trained on; a smaller one is part of a larger one
 
 
 class ValidationConfig(_Section):
@@ -122,6 +123,7 @@ class OptimiserConfig(_Section):
     learning_rate: float = Field(default=1e-4, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=10_000, ge=0)
+    hold_steps: int = Field(default=0, ge=0)  # at the peak between warm-up and cosine
     schedule: Literal["constant", "cosine", "plateau"] = "plateau"
     plateau_factor: float = Field(default=0.8, gt=0, lt=1)
     plateau_patience: int = Field(default=30, gt=0)

@@ -18,13 +18,14 @@ from torch import Tensor
 from forcewell.checkpoint import save_model
 from forcewell.errors import InputError, nearest
 from forcewell.golden import MODELS, Published
-from forcewell.nn.heads import EquivariantScalar
+from forcewell.nn.heads import EquivariantScalar, OwnEnergies
 from forcewell.nn.se3_transformer import published_matrices
 from forcewell.potential import ELEMENTS, Potential
 from forcewell.torch_file import read_torch_file
 from forcewell.units import energy_factor
 
 _TORCHMD, _WANG = "torchmd/torchmd-net", "Denoise-Pretrain-ML-Potential models/"
+_TUM, _MDSIM = "gemnet_pytorch", "MDsim mdsim/models/gemnet"
 # What a TorchMD-Net model must be, since its tensors alone do not say so.
 _REQUIRED: dict[str, tuple[Any, ...]] = {
     "model": ("equivariant-transformer",),
@@ -44,7 +45,7 @@ _REQUIRED: dict[str, tuple[Any, ...]] = {
 # Tensors that the energy does not depend on: dead modules, duplicates, a box of the neighbour search, statistics.
 _UNUSED = re.compile(
     r"(x_t_layers|vec_t_layers)\.|interactions\.\d+\.conv\.nn\.|representation_model\.distance\.box$|pos_normalizer\."
-    r"|prior_model\.(\d+\.)?initial_atomref$"
+    r"|prior_model\.(\d+\.)?initial_atomref$|out_blocks\.\d+\.seq_energy\.|.*\brbf\.offset$"
 )
 _ATOMREF = re.compile(r"prior_model\.(\d+\.)?atomref\.weight$")
 
@@ -78,6 +79,8 @@ LAYOUTS = (
     ),
     Layout("SchNet of Wang et al.", "interactions.0.mlp.0.weight", f"{_WANG}schnet", {"cutoff": 5.0}),
     Layout("EGNN of Wang et al.", "gcl_0.edge_mlp.0.weight", f"{_WANG}egnn", {"normalize": True, "tanh": True, "cutoff": 5.0}),
+    Layout("GemNet-T of TUM's gemnet_pytorch", "rbf_basis.frequencies", _TUM, {"cutoff": 5.0, "envelope_exponent": 5}),
+    Layout("GemNet-T of MDsim", "radial_basis.rbf.offset", _MDSIM, {"cutoff": 5.0, "envelope_exponent": 5}),
 )
 
 
@@ -115,7 +118,7 @@ def convert(
     if layout.model == _TORCHMD:
         _check_torchmd(stored, checkpoint)
     given = _settings(layout, state, stored, wanted, checkpoint)
-    arrays = {"param/std": np.array(1.0), "param/mean": np.array(0.0)}
+    arrays = {"param/std": np.array(1.0), "param/mean": np.array(0.0)} if layout.model == _TORCHMD else {}
     arrays |= {f"param/{name}": value.double().numpy() for name, value in state.items()}
     notes = []
     assumed = [f"{key} {given[key]}" for key in layout.free if key not in stored and key not in wanted]
@@ -159,12 +162,15 @@ def _contents(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     stored: dict[str, Any] = {}
     if isinstance(tree, dict) and isinstance(tree.get("state_dict"), dict):
         stored = tree.get("hyper_parameters") or {}
+        if tree.get("normalizers"):
+            raise InputError(f"{path}: its energies are normalised by numbers kept beside the tensors; such files cannot be converted")
         tree = tree["state_dict"]
     tensors = {str(name): value for name, value in tree.items() if isinstance(value, Tensor)} if isinstance(tree, dict) else {}
     if not tensors:
         raise InputError(f"{path} has no state dict: expected named tensors, or a Lightning checkpoint with a 'state_dict'")
-    if all(name.startswith("model.") for name in tensors):
-        tensors = {name.removeprefix("model."): value for name, value in tensors.items()}
+    for prefix in ("model.", "module.", "module."):  # Lightning's; of data-parallel training, once or twice
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     for name, value in tensors.items():
         if not bool(torch.isfinite(value).all()):
             raise InputError(f"{path}: {name} has values that are not finite; the training that wrote it had failed")
@@ -191,7 +197,7 @@ def _settings(
             raise InputError(f"{path} does not store {key}; give it with --set, e.g. --set {key}={8 if 'heads' in key else 5.0}")
         if isinstance(default, bool):
             possible, expected = isinstance(value, bool), "true or false"
-        elif "heads" in key:
+        elif "heads" in key or "exponent" in key:
             possible, expected = type(value) is int and value > 0, "a whole number above zero"
         else:
             possible = type(value) in (int, float) and math.isfinite(value) and value >= 0 and (value > 0 or key == "cutoff_lower")
@@ -259,6 +265,19 @@ def _egnn_shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
+def _gemnet_shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    # Published files have each dense layer's weight once or twice: under its own name, and under that of the linear layer within.
+    weight = {name.replace(".linear.weight", ".weight"): value for name, value in state.items()}
+    given: dict[str, Any] = {
+        "emb_size_edge": len(weight["edge_emb.dense.weight"]),
+        "num_blocks": _count(state, r"int_blocks\.(\d+)\."),
+        "num_radial": weight["mlp_rbf3.weight"].shape[1],
+        "emb_size_trip": len(weight["int_blocks.0.trip_interaction.down_projection.weight"]),
+        "emb_size_cbf": weight["mlp_cbf3.weight"].shape[2],
+    }
+    return given | ({} if "rbf_basis.frequencies" in state else {"rbf": {"name": "gaussian"}})
+
+
 def _se3_shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     width = state["Gblock.0.project.transform.0"].shape[0]
     return {
@@ -275,6 +294,8 @@ _SHAPES = {
     f"{_WANG}schnet": _schnet_shapes,
     f"{_WANG}egnn": _egnn_shapes,
     f"{_WANG}se3transformer": _se3_shapes,
+    _TUM: _gemnet_shapes,
+    _MDSIM: _gemnet_shapes,
 }
 
 
@@ -302,6 +323,8 @@ def _build(layout: Layout, given: dict[str, Any], state: Mapping[str, Tensor], a
     of_use = {name: value for name, value in state.items() if not (_UNUSED.match(name) or _ATOMREF.match(name) or name in ("mean", "std"))}
     if layout.model == f"{_WANG}schnet":
         of_use["embedding.weight"] = of_use["embedding.weight"][: published.potential.encoder.rows]  # 100 rows, of which 28 are classes
+    if layout.model in (_TUM, _MDSIM):
+        of_use = {name.replace(".linear.weight", ".weight"): value for name, value in of_use.items()}
     there = sum(value.numel() for value in of_use.values())
     if there != placed:
         raise InputError(
@@ -314,10 +337,14 @@ def _in_electronvolt(published: Published, state: Mapping[str, Tensor], level: s
     """Σ_i (std e_i + atomref_i) + mean, all times ``factor``: std goes into the last layer, atomref and mean into the
     reference energies of ``level``."""
     source = published.potential
-    last = source.head.blocks[-1].gate if isinstance(source.head, EquivariantScalar) else source.head.out  # type: ignore[union-attr, index]
+    if isinstance(source.head, OwnEnergies):
+        last: list[Any] = [block.energy.weight for block in source.encoder.outputs]  # type: ignore[union-attr]
+    else:
+        layer: Any = source.head.blocks[-1].gate if isinstance(source.head, EquivariantScalar) else source.head.out  # type: ignore[union-attr, index]
+        last = [layer.weight, layer.bias]
     with torch.no_grad():
-        for part in (last.weight, last.bias):  # type: ignore[union-attr]
-            part[:1] *= published.scale * factor  # type: ignore[index]
+        for part in last:
+            part[:1] *= published.scale * factor
     references = np.zeros(ELEMENTS)
     references[0] = published.shift * factor
     for name, value in state.items():

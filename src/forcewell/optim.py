@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 @dataclass(slots=True)
 class Schedule:
-    """Linear warm-up, then constant, cosine to zero, or plateau (times ``factor`` after ``patience`` validations
-    without improvement, ET-OREO section 3.5: 0.8 and 30). The rate is a function of the step and of ``scale``."""
+    """Linear warm-up, then constant, cosine to zero after ``hold`` steps, or plateau (times ``factor`` after ``patience``
+    validations without improvement, ET-OREO section 3.5: 0.8 and 30). The rate is a function of the step and of ``scale``."""
 
     kind: str  # "constant" | "cosine" | "plateau"
     peak: float
@@ -21,6 +21,7 @@ class Schedule:
     steps: int
     factor: float = 0.8
     patience: int = 30
+    hold: int = 0
     scale: float = 1.0
     best: float = float("inf")
     waited: int = 0
@@ -30,8 +31,9 @@ class Schedule:
         if step < self.warmup:
             return max(1e-7, self.peak * (step + 1) / self.warmup)
         if self.kind == "cosine":
-            progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-            return self.peak * 0.5 * (1 + cos(pi * min(1.0, progress)))
+            start = self.warmup + self.hold
+            progress = (step - start) / max(1, self.steps - start)
+            return self.peak * 0.5 * (1 + cos(pi * min(1.0, max(0.0, progress))))
         return self.peak * self.scale
 
     def observe(self, validation_loss: float, step: int) -> None:

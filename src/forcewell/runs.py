@@ -149,6 +149,7 @@ def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) 
         settings.steps,
         optimiser.plateau_factor,
         optimiser.plateau_patience,
+        optimiser.hold_steps,
     )
     with TrainingDisplay(settings.steps, enabled=fabric.is_global_zero) as display:
         trainer = Trainer(

@@ -71,6 +71,7 @@ def gather(
     training, validation = [], []
     for number, (entry, name, dataset) in enumerate(zip(config.data, names, datasets, strict=True)):
         held, kept = _hold_out(config, entry, dataset, _usable(dataset, entry, name, exclude, quiet))
+        kept = _share(kept, entry.fraction, config.seed, number)
         copies = _copies(dataset, objectives, number)
         _serves(dataset, kept, objectives, number, name)
         order = np.array([levels.index(level) for level in dataset.levels], dtype=np.int64)
@@ -158,6 +159,14 @@ def _hold_out(config: RunConfig, entry: DataConfig, dataset: Dataset, usable: np
     if len(held) > settings.maximum:
         held = held[np.linspace(0, len(held) - 1, settings.maximum).astype(int)]
     return held, kept
+
+
+def _share(rows: np.ndarray, fraction: float, seed: int, number: int) -> np.ndarray:
+    """A random share of a source's training rows, at least one, in their order. What is held out does not depend on it."""
+    if fraction == 1:
+        return rows
+    order = np.random.default_rng([seed, number]).permutation(len(rows))
+    return rows[np.sort(order[: max(1, round(fraction * len(rows)))])]
 
 
 def _saved_parts(entry: DataConfig, dataset: Dataset) -> dict[str, np.ndarray]:
