@@ -114,6 +114,11 @@ def test_resume_needs_its_own_settings(folder: Path) -> None:
     assert "started with other settings (now 'steps: 8')" in refuse(
         *words(folder, "finetune", "settings"), "--resume", "--set", "training.steps=8"
     )
+    kept = folder / "settings" / "config.yaml"
+    older = kept.read_text().replace("    fraction: 1.0\n", "").replace("  fraction: 1.0\n", "")
+    assert older != kept.read_text()
+    kept.write_text(older)  # begun by a version that did not have this setting: its default is meant
+    succeed(*words(folder, "finetune", "settings"), "--resume", "--set", "training.steps=4")
     assert "is not a run (no config.yaml); start without --resume" in refuse(*words(folder, "finetune", "absent"), "--resume")
     assert not (folder / "absent").exists()
 

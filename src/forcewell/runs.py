@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from forcewell.checkpoint import load_model, save_model, training_hashes, write_bytes
-from forcewell.config import RunConfig, dump_config
+from forcewell.config import RunConfig, dump_config, load_config
 from forcewell.display import TrainingDisplay, say
 from forcewell.doctor.levels import plan
 from forcewell.errors import InputError
@@ -258,8 +258,9 @@ def _claim(config: RunConfig, out: Path, resume: bool, fabric: Any) -> bool:
         if resume:
             if not file.is_file():
                 raise InputError(f"{out} is not a run (no config.yaml); start without --resume")
-            if file.read_text(encoding="utf-8") != text:
-                old, new = file.read_text(encoding="utf-8").splitlines(), text.splitlines()
+            # Settings that the version which began the run did not have yet are at their defaults in both.
+            if (kept := dump_config(load_config(str(file)))) != text:
+                old, new = kept.splitlines(), text.splitlines()
                 line = next((b for a, b in zip(old, new, strict=False) if a != b), "its length")
                 raise InputError(
                     f"{out} was started with other settings (now {line.strip()!r}); resume with the same ones, or use another --out"
