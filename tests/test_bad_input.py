@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import pickle
 import resource
+import runpy
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -37,6 +39,17 @@ def refused(folder: Path, *words: Any) -> str:
     after = files(folder)
     assert after == before, set(after.items() ^ before.items())
     return line
+
+
+def test_the_package_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """``python -m forcewell``: the same commands, the same messages."""
+    monkeypatch.setattr(sys, "argv", ["forcewell", "data", "sources"])
+    runpy.run_module("forcewell", run_name="__main__", alter_sys=True)
+    assert "qm7x" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["forcewell", "pretrain", "quikstart", "--out", "none"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("forcewell", run_name="__main__", alter_sys=True)
+    assert ended.value.code == 2 and "did you mean 'quickstart'" in capsys.readouterr().err
 
 
 def damaged_structures() -> dict[str, tuple[dict[str, np.ndarray], str]]:

@@ -187,24 +187,24 @@ def test_properties_are_learned(form: str, name: str) -> None:
     from forcewell.loader import Source, batch_of
     from forcewell.model_building import with_heads
 
-    data = MemoryData([counted(60)])
+    data = MemoryData([counted(40)])
     objective = build({"property": {"names": [name], "form": form}})[0]
     column = data.column(f"property:{name}")[:, None]
-    source = Source("made up", data, np.arange(60), 1.0, np.zeros(60, dtype=np.int64), np.zeros(1, dtype=np.int64), column)
+    source = Source("made up", data, np.arange(40), 1.0, np.zeros(40, dtype=np.int64), np.zeros(1, dtype=np.int64), column)
     head = with_heads({}, [objective], [source])
     torch.manual_seed(0)
     model = Potential(
         {"encoder": {"name": "schnet", "channels": 16, "layers": 1, "radial": 16, "elements": 20}, "head": head}, levels=["made up"]
     ).double()
     assert model.config["head"]["properties"]["pool"] == "pooled"
-    batch = batch_of(source, 0, np.arange(60), torch.float64)
+    batch = batch_of(source, 0, np.arange(40), torch.float64)
     described = model.config["head"]["properties"]
     batch.targets.properties = (batch.targets.properties - described["mean"][0]) / described["spread"][0]
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(60):
         out = model(batch, forces=False, properties=True)
         term = objective.loss(out, batch)
-        assert int(term.count) == int(np.isfinite(column).sum()) < 60 and out.forces is None
+        assert int(term.count) == int(np.isfinite(column).sum()) < 40 and out.forces is None
         optimiser.zero_grad()
         (term.total / term.count).backward()
         optimiser.step()
@@ -260,6 +260,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.fixture(scope="module")
+def denoised(folder: Path) -> Path:
+    """The run folder of a pre-training by normalised denoising; its configuration is denoise.yaml beside it."""
+    config = write_yaml(folder / "denoise.yaml", settings(str(folder / "qm9.fw"), objectives="noisynode-faithful"))
+    succeed("pretrain", config, "--out", folder / "denoise")
+    return folder / "denoise"
+
+
 def test_a_run_on_energies_uses_references_from_the_start(folder: Path) -> None:
     """QM7-X total energies of -10,000 eV: fitted references make step 0 a matter of eV, and validation says so."""
     config = write_yaml(folder / "energy.yaml", settings(str(folder / "qm7x.fw"), objectives="joint"))
@@ -271,14 +279,11 @@ def test_a_run_on_energies_uses_references_from_the_start(folder: Path) -> None:
     assert (fw.load(folder / "energy" / "model.safetensors").references["PBE0+MBD"][[1, 6]] < -5).all()
 
 
-def test_denoising_alone_needs_no_forces_and_resumes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_denoising_alone_needs_no_forces_and_resumes(folder: Path, denoised: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The running normalisation is part of the state: a run in two parts equals one in one."""
-    tree = settings(str(folder / "qm9.fw"), objectives="noisynode-faithful")
-    config = write_yaml(folder / "denoise.yaml", tree)
-    succeed("pretrain", config, "--out", folder / "denoise")
-    lines = log(folder / "denoise")
+    config, lines = folder / "denoise.yaml", log(denoised)
     assert all("force_mae" not in line for line in lines) and lines[-1]["terms"]["coordinate-denoising"] < 3
-    model = fw.load(folder / "denoise" / "model.safetensors")
+    model = fw.load(denoised / "model.safetensors")
     assert model.noise_normaliser is not None and int(model.noise_normaliser.count) > 100
     assert float(model.noise_normaliser.square.mean()) == pytest.approx(0.04**2, rel=0.2)
     calls, update = [], train._update
@@ -293,14 +298,14 @@ def test_denoising_alone_needs_no_forces_and_resumes(folder: Path, monkeypatch: 
     assert command("pretrain", config, "--out", folder / "parts").code == 130
     monkeypatch.undo()
     succeed("pretrain", config, "--resume", "--out", folder / "parts")
-    whole, parts = (weights(folder / name / "model.safetensors") for name in ("denoise", "parts"))
+    whole, parts = (weights(run / "model.safetensors") for run in (denoised, folder / "parts"))
     assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
-def test_forces_after_denoising(folder: Path) -> None:
+def test_forces_after_denoising(folder: Path, denoised: Path) -> None:
     """A model pre-trained by normalised denoising is fine-tuned on forces; its noise head is kept and unused."""
     config = write_yaml(folder / "after.yaml", settings(str(folder / "ethanol.npz"), objectives="et-ore"))
-    before = folder / "denoise" / "model.safetensors"
+    before = denoised / "model.safetensors"
     out = succeed("finetune", config, "--set", "new_elements=true", "--from", before, "--out", folder / "after")
     assert "dropped: none" in out and "force_mae" in log(folder / "after")[0]
     old, new = weights(before), weights(folder / "after" / "model.safetensors")
@@ -340,7 +345,7 @@ def test_an_annealed_objective_and_dens_in_a_run(folder: Path) -> None:
     assert "SchNet has no vector features" in line and not (folder / "refused").exists()
 
 
-def test_a_property_run_and_its_evaluation(folder: Path) -> None:
+def test_a_property_run_and_its_evaluation(folder: Path, denoised: Path) -> None:
     """HOMO energies of QM9 molecules: pre-trained, fine-tuned with auxiliary denoising, evaluated; a force field's head is new."""
     first = np.load(str(files("forcewell") / "bundled" / "qm9_minima_4002.npz"))["ids"][:30]
     csv = folder / "labels.csv"
@@ -352,7 +357,7 @@ def test_a_property_run_and_its_evaluation(folder: Path) -> None:
     noise = {"place": "with-labels", "sigma": 0.005, "weight": 0.1, "normalise": "isotropic"}
     both = {"property": {"names": ["homo"], "form": "mae"}, "coordinate-denoising": noise}
     config = write_yaml(folder / "p.yaml", settings(str(folder / "labels.fw"), objectives=both))
-    out = succeed("finetune", config, "--from", folder / "denoise" / "model.safetensors", "--out", folder / "homo")
+    out = succeed("finetune", config, "--from", denoised / "model.safetensors", "--out", folder / "homo")
     report = next(text for text in out.splitlines() if text.startswith("tensors loaded"))
     assert "property_head.blocks.0.gate.bias" in report and "noise_head" not in report and "noise_normaliser.square" in report
     lines = log(folder / "homo")

@@ -52,8 +52,12 @@ def test_a_share_of_the_training_data(tmp_path: Path) -> None:
     data = ethanol(tmp_path / "rmd17_ethanol.npz", 100)
     rows, held = {}, {}
     for share, seed in ((0.05, 0), (0.2, 0), (0.5, 0), (1.0, 0), (0.5, 1)):
-        config = settings({"path": str(data), "fraction": share}, objectives="et-ore", validation={"fraction": 0.2, "by": "time"}, seed=seed)
-        _, training, validation, _ = gather(load_config(str(write_yaml(tmp_path / "c.yaml", config))), tmp_path / "data", "none", quiet=True)
+        config = settings(
+            {"path": str(data), "fraction": share}, objectives="et-ore", validation={"fraction": 0.2, "by": "time"}, seed=seed
+        )
+        _, training, validation, _ = gather(
+            load_config(str(write_yaml(tmp_path / "c.yaml", config))), tmp_path / "data", "none", quiet=True
+        )
         rows[share, seed], held[share, seed] = set(training[0].rows.tolist()), validation[0].rows.tolist()
     print({key: len(kept) for key, kept in rows.items()})
     whole = len(rows[1.0, 0])

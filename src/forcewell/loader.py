@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,7 +60,7 @@ class Loader:
     used: list[int] = field(default_factory=list)
     _orders: dict[int, tuple[int, np.ndarray]] = field(default_factory=dict)
     _choices: tuple[tuple[int, int], np.ndarray] | None = None
-    _ready: deque[tuple[Batch, tuple[int, list[int]]]] = field(default_factory=deque)
+    _ready: Iterator[tuple[Batch, tuple[int, list[int]]]] = field(default_factory=lambda: iter(()))
     _gather: Gatherer = field(init=False)
     _levels: np.ndarray = field(init=False)
     _first_level: np.ndarray = field(init=False)
@@ -89,13 +88,18 @@ class Loader:
 
     def next(self) -> Batch:
         """The next batch, this process's share of it (never empty: every process takes part in every step)."""
-        if not self._ready:
-            self._ready.extend(self._ahead())
-        batch, (self.drawn, self.used) = self._ready.popleft()
+        ready = next(self._ready, None)
+        if ready is None:
+            self._ready = self._ahead()
+            ready = next(self._ready)
+        batch, (self.drawn, self.used) = ready
         return batch
 
-    def _ahead(self) -> list[tuple[Batch, tuple[int, list[int]]]]:
-        """Some batches, each with the position in the data after it; read together, since a shard costs as much for one row as for ten."""
+    def _ahead(self) -> Iterator[tuple[Batch, tuple[int, list[int]]]]:
+        """Some batches, each with the position in the data after it; read together, since a shard costs as much for one row as for ten.
+
+        Each is made when it is asked for: a short run of small batches would else spend four fifths of its time on those it never uses.
+        """
         before, samples, after = (self.drawn, self.used), [], []
         for _ in range(max(1, AHEAD // self.batch_size)):
             chosen, rows, cost = self._candidates()
@@ -104,7 +108,7 @@ class Loader:
             samples.append(mine[:, np.argsort(mine[0], kind="stable")])
             after.append((self.drawn, self.used))
         self.drawn, self.used = before
-        return list(zip(self._batches(samples), after, strict=True))
+        return zip(self._batches(samples), after, strict=True)
 
     def _advance(self, chosen: np.ndarray, cost: np.ndarray) -> int:
         """How many of the candidates fit into the batch; they count as used."""
@@ -121,7 +125,7 @@ class Loader:
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of ``state``."""
         self.drawn, self.used = int(state["drawn"]), [int(count) for count in state["used"]]
-        self._ready.clear()
+        self._ready = iter(())
 
     def _candidates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Source, row and cost in atoms of the next ``batch_size`` samples."""
