@@ -16,6 +16,7 @@ from step import aspirin
 
 from forcewell import simulate
 from forcewell.batch import Batch
+from forcewell.checkpoint import load
 from forcewell.monitor import copies_of
 from forcewell.potential import Potential
 from forcewell.process import keep_memory
@@ -43,7 +44,7 @@ def main() -> None:
     keep_memory()
     torch.manual_seed(0)
     if given.size == "small":
-        potential = load_model(find_model("forcewell-small"))[0]
+        potential = load("forcewell-small")
     else:  # random weights, so nearly without forces, lest the molecule fly apart
         potential = Potential({"encoder": {"name": "equivariant-transformer"}})
         for parameter in potential.head.parameters():
@@ -63,7 +64,8 @@ def main() -> None:
                         potential(run.state.batch)
                     best = [min(old, new) for old, new in zip(best, (middle - began, time.process_time() - middle), strict=True)]
             step, bare = (1e3 * seconds / STEPS for seconds in best)
-            print(f"{copies:3d} x aspirin, {ensemble:12s} step {step:8.3f} ms  energy + forces {bare:8.3f} ms  above {step / bare - 1:6.1%}", flush=True)
+            line = f"step {step:8.3f} ms  energy + forces {bare:8.3f} ms  above {step / bare - 1:6.1%}"
+            print(f"{copies:3d} x aspirin, {ensemble:12s} {line}", flush=True)
 
 
 if __name__ == "__main__":

@@ -226,8 +226,7 @@ def _chain_step(chain: Any, heat: Any, freedom: Any, weights: list[float], perio
 
     chain: (2, M, C) or, for one molecule, [η, ν]; heat = 2 E_kin/(f kT) and freedom f: (M,) or numbers.
     """
-    first, second = chain
-    angle, rate = ([part[..., link] for link in range(part.shape[-1])] if hasattr(part, "shape") else list(part) for part in (first, second))
+    angle, rate = ([part[..., link] for link in range(part.shape[-1])] if hasattr(part, "shape") else list(part) for part in chain)
     links, pull, scale = range(len(rate)), period**-2, heat * 0 + 1.0
 
     def push(link: int, step: float) -> None:
