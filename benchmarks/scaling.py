@@ -1,6 +1,6 @@
 """Time and memory against atoms, replicas, batch size and threads, as numbers and as plots.
 
-    .venv/bin/python benchmarks/scaling.py [--model forcewell-small] [--out docs/scaling] [--largest 20000] [--only atoms replicas batch threads]
+    .venv/bin/python benchmarks/scaling.py [--model forcewell-small] [--out docs/scaling] [--largest 20000] [--only atoms threads]
 
 Each point is a process of its own, so that its peak memory is its own, and is kept in OUT/scaling.json at once: the same command goes
 on where it was stopped. Least of three rounds: CPU time, and for several threads wall time, which wants a quiet machine. About 20
@@ -20,7 +20,7 @@ from typing import Any
 ATOMS = (9, 36, 144, 576, 2304, 9216, 20000)
 REPLICAS = (1, 4, 16, 64, 256, 1024, 4096)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-THREADS = ((1, "replicas"), (2, "replicas"), (1, "atoms"), (2, "atoms"))  # 64 replicas of ethanol; one system of 576 atoms
+THREADED = ((1, 64), (64, 1))  # ethanols in one system, replicas
 
 
 def points(largest: int) -> dict[str, list[dict[str, Any]]]:
@@ -29,7 +29,7 @@ def points(largest: int) -> dict[str, list[dict[str, Any]]]:
         "atoms": [{"copies": round(n / 9), "replicas": 1} for n in ATOMS if n <= largest],
         "replicas": [{"copies": 1, "replicas": n} for n in REPLICAS if 9 * n <= 2 * largest],
         "batch": [{"copies": 1, "replicas": n, "train": True} for n in BATCHES],
-        "threads": [{"copies": 64 if kind == "atoms" else 1, "replicas": 1 if kind == "atoms" else 64, "threads": t} for t, kind in THREADS],
+        "threads": [{"copies": copies, "replicas": replicas, "threads": t} for copies, replicas in THREADED for t in (1, 2)],
     }
 
 

@@ -55,7 +55,8 @@ def test_bench_beside_a_peer(quick: None, tmp_path: Path, monkeypatch: pytest.Mo
             x = x @ x / 300
         return weight(torch.zeros(len(given.counts), 1))[:, 0], weight(given.positions[:, :, None])[..., 0]
 
-    monkeypatch.setattr(bench, "MODELS", {"slow": ("slowmodels", lambda: (weight, 5.0, call)), "absent": ("no_such_package", MODELS["painn"][1])})
+    absent = ("no_such_package", MODELS["painn"][1])
+    monkeypatch.setattr(bench, "MODELS", {"slow": ("slowmodels", lambda: (weight, 5.0, call)), "absent": absent})
     torch.set_num_threads(1)
     main(["bench", "forcewell-small", "--threads", "1", "--json", str(tmp_path / "bench.json")])
     printed = capsys.readouterr().out
@@ -71,7 +72,9 @@ def test_bench_beside_a_peer(quick: None, tmp_path: Path, monkeypatch: pytest.Mo
     assert found["path"] == load("forcewell-small").path and found["path"] in printed and "slow" in printed
 
 
-@pytest.mark.parametrize(("words", "message"), [(["--threads", "0"], "threads is 0"), (["--device", "abacus"], "abacus"), (["nothing"], "nothing")])
+@pytest.mark.parametrize(
+    ("words", "message"), [(["--threads", "0"], "threads is 0"), (["--device", "abacus"], "abacus"), (["nothing"], "nothing")]
+)
 def test_mistakes(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["bench", *words])
