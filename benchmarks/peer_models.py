@@ -44,6 +44,8 @@ def forcewell(weights: str | None, small: bool) -> tuple[torch.nn.Module, float,
         ):
             part = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
             module.load_state_dict(read(part))
+        for block in model.head.blocks:  # lengths of vectors as sharp as TorchMD-Net's: random weights make them tiny
+            block.softening = heads.SHARP
 
     def call(s: Structure) -> tuple[torch.Tensor, torch.Tensor]:
         batch = Batch.from_block(Block(s.counts.numpy(), {"numbers": s.numbers.numpy(), "positions": s.positions.numpy()}))
