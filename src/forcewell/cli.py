@@ -199,6 +199,36 @@ def report(run: Path) -> None:
     say(f"wrote {run_report(run)}")
 
 
+@app.command
+def bench(
+    model: str = "forcewell-small",
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    json_file: Annotated[Path | None, Parameter(name="--json")] = None,
+) -> None:
+    """How fast a model is on this machine: molecular dynamics against atoms and replicas, training, memory.
+
+    Peers in the same environment (TorchMD-Net, NequIP, MACE, SchNetPack) are timed in turns with it.
+
+    Example: forcewell bench forcewell-small --json bench.json
+
+    Parameters
+    ----------
+    model
+        A model file, or the name of a model in the package.
+    device
+        Where the model runs: cpu, cuda, cuda:1, ...
+    threads
+        CPU threads; default: what PyTorch takes.
+    json_file
+        Also write all figures to this file.
+    """
+    from forcewell.bench import bench as run
+
+    run(model, device, threads, json_file)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs one command and exits: 0 on success, 2 on a mistake of the user's, 130 when interrupted."""
     keep_memory()

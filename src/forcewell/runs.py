@@ -142,15 +142,8 @@ def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) 
     )
     weights = Flat(potential.to(fabric.device))
     adamw = torch.optim.AdamW([weights.values], lr=optimiser.learning_rate, weight_decay=optimiser.weight_decay, fused=True)
-    rates = (
-        optimiser.schedule,
-        optimiser.learning_rate,
-        optimiser.warmup_steps,
-        settings.steps,
-        optimiser.plateau_factor,
-        optimiser.plateau_patience,
-        optimiser.hold_steps,
-    )
+    rates = (optimiser.schedule, optimiser.learning_rate, optimiser.warmup_steps, settings.steps)
+    plateau = (optimiser.plateau_factor, optimiser.plateau_patience, optimiser.hold_steps)
     with TrainingDisplay(settings.steps, enabled=fabric.is_global_zero) as display:
         trainer = Trainer(
             fabric=fabric,
@@ -161,7 +154,7 @@ def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) 
             objectives=parts.objectives,
             loader=loader,
             validation=fixed_batches(parts.validation, settings.batch_size, settings.max_atoms, dtype),
-            schedule=Schedule(*rates),
+            schedule=Schedule(*rates, *plateau),
             directory=out,
             seed=config.seed,
             steps=settings.steps,
