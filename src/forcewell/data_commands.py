@@ -96,8 +96,8 @@ def import_command(
     out
         The store to write, e.g. qm9.fw.
     exclude
-        Molecules to leave out, found by bond graph: benchmark (aspirin, ethanol, naphthalene, salicylic acid), none, or
-        names separated by commas.
+        Molecules to leave out, found by bond graph: benchmark (aspirin, ethanol, naphthalene, salicylic acid), all
+        (those and five more that generated data never contain), none, or names separated by commas.
     option
         An option of the source as key=value; may be repeated.
     map_
