@@ -72,25 +72,33 @@ def denoising(sigma: float, kappa: float, weight: float = 1.0, **form: Any) -> d
     return {**ZERO, "force-denoising": {"sigma": sigma, "kappa": kappa, "weight": weight, **form}}
 
 
-# objectives, share of samples that are minima, share of the evaluations, rMD17 relatives or not
-ARMS: dict[str, tuple[dict[str, Any] | None, float, float, bool]] = {
-    "scratch": (None, 0.0, 0.0, False),
-    "et-ore": ({"forces": {}}, 0.0, 1.0, False),
-    "et-ore-label-matched": ({"forces": {}}, 0.0, 1 / 3, False),
-    "et-oreo-faithful": (denoising(0.2, 1.0), 0.5, 1.0, False),
-    "et-oreo-faithful-0.04": (denoising(0.04, 1.0), 0.5, 1.0, False),
-    "token-0.05-10": (denoising(0.05, 10.0, 2.0, conditioned=True), 0.5, 1.0, False),
-    "token-0.2-5": (denoising(0.2, 5.0, 1.0, conditioned=True), 0.5, 1.0, False),
-    "token-0.05-10-few": (denoising(0.05, 10.0, 2.0, conditioned=True), 0.2, 1.0, False),
-    "kappa-30": (denoising(0.03, 30.0, 1.0), 0.5, 1.0, False),
-    "zero-force": (ZERO, 0.5, 1.0, False),
-    "denoising-only": ({"force-denoising": {"sigma": 0.05, "kappa": 10.0, "weight": 2.0}}, 1.0, 1.0, False),
-    "et-ore-relatives": ({"forces": {}}, 0.0, 1.0, True),
-    "token-annealed": (denoising(0.05, 10.0, 2.0, conditioned=True, until=0.7), 0.5, 1.0, False),
-    "own-head": (denoising(0.05, 10.0, 2.0, own_head=True), 0.5, 1.0, False),
-    "harmonic": (denoising(0.05, 1.0, 0.5, target="harmonic"), 0.5, 1.0, False),
-    "modes": (denoising(0.1, 1.0, 1.0, target="harmonic", temperature=300.0), 0.5, 1.0, False),
-    "token-0.05-10-relatives": (denoising(0.05, 10.0, 2.0, conditioned=True), 0.5, 1.0, True),
+TOKEN = denoising(0.05, 10.0, 2.0, conditioned=True)
+
+# objectives, share of samples that are minima, share of the evaluations, what else is labelled: "relatives" of rMD17, or "corpus" instead
+ARMS: dict[str, tuple[dict[str, Any] | None, float, float, str]] = {
+    "scratch": (None, 0.0, 0.0, ""),
+    "et-ore": ({"forces": {}}, 0.0, 1.0, ""),
+    "et-ore-label-matched": ({"forces": {}}, 0.0, 1 / 3, ""),
+    "et-oreo-faithful": (denoising(0.2, 1.0), 0.5, 1.0, ""),
+    "et-oreo-faithful-0.04": (denoising(0.04, 1.0), 0.5, 1.0, ""),
+    "token-0.05-10": (TOKEN, 0.5, 1.0, ""),
+    "token-0.2-5": (denoising(0.2, 5.0, 1.0, conditioned=True), 0.5, 1.0, ""),
+    "token-0.05-10-few": (TOKEN, 0.2, 1.0, ""),
+    "kappa-30": (denoising(0.03, 30.0, 1.0), 0.5, 1.0, ""),
+    "zero-force": (ZERO, 0.5, 1.0, ""),
+    "denoising-only": ({"force-denoising": {"sigma": 0.05, "kappa": 10.0, "weight": 2.0}}, 1.0, 1.0, ""),
+    "et-ore-relatives": ({"forces": {}}, 0.0, 1.0, "relatives"),
+    "et-ore-long": ({"forces": {}}, 0.0, 3.0, ""),
+    "token-0.05-10-long": (TOKEN, 0.5, 3.0, ""),  # as many labelled samples as et-ore
+    "token-annealed": (denoising(0.05, 10.0, 2.0, conditioned=True, until=0.7), 0.5, 1.0, ""),
+    "own-head": (denoising(0.05, 10.0, 2.0, own_head=True), 0.5, 1.0, ""),
+    "harmonic": (denoising(0.05, 1.0, 0.5, target="harmonic"), 0.5, 1.0, ""),
+    "modes": (denoising(0.1, 1.0, 1.0, target="harmonic", temperature=300.0), 0.5, 1.0, ""),
+    "token-0.05-10-relatives": (TOKEN, 0.5, 1.0, "relatives"),
+    "corpus": ({"forces": {}}, 0.0, 1.0, "corpus"),
+    "corpus-token": (TOKEN, 0.3, 1.0, "corpus"),
+    "corpus-long": ({"forces": {}}, 0.0, 3.0, "corpus"),
+    "corpus-token-long": (TOKEN, 0.3, 3.0, "corpus"),
 }
 
 
@@ -108,8 +116,8 @@ def stores(data: Path, out: Path) -> dict[str, str]:
 
 def pretraining(arm: str, seed: int, size: Size, paths: dict[str, str], out: Path) -> Path:
     """The arm's pre-trained model, trained where it is not there yet."""
-    objectives, minima, share, relatives = ARMS[arm]
-    labelled = dict(LABELLED) | (dict.fromkeys(RELATIVES, 2.5) if relatives else {})
+    objectives, minima, share, more = ARMS[arm]
+    labelled = {"": LABELLED, "relatives": LABELLED | dict.fromkeys(RELATIVES, 2.5), "corpus": {"corpus": 1.0}}[more]
     total = sum(labelled.values())
     entries: list[dict[str, Any]] = []
     if minima < 1:
@@ -217,7 +225,7 @@ def run_arm(arm: str, seed: int, size: Size, given: argparse.Namespace) -> None:
     model = None
     if ARMS[arm][0] is not None:
         began = time.perf_counter()
-        model = pretraining(arm, seed, size, stores(given.data, out), out)
+        model = pretraining(arm, seed, size, stores(given.data, out) | {"corpus": str(given.corpus)}, out)
         if "pretraining" not in result:
             lines = [json.loads(line) for line in (model.parent / "log.jsonl").read_text().splitlines()]
             last = [line for line in lines if line["kind"] == "validation"][-1]
@@ -264,6 +272,7 @@ def main() -> None:
     parser.add_argument("--size", choices=list(SIZES), default="small")
     parser.add_argument("--molecules", nargs="+", help="of rMD17; those of the size by default")
     parser.add_argument("--frames", nargs="+", type=int, default=[100, 950, 50, 300], help="the first chooses the learning rate")
+    parser.add_argument("--corpus", default="bundled:corpus", help="the store that `forcewell generate` makes, for the arms named after it")
     parser.add_argument("--stability", action="store_true", help="MD with the models of 100 and 950 frames")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()

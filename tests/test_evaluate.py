@@ -11,7 +11,7 @@ from typing import Any
 import ase.io
 import numpy as np
 import pytest
-from tiny_runs import MODEL, ethanol, npz, small_store, succeed
+from tiny_runs import MODEL, ethanol, npz, refuse, small_store, succeed
 
 import forcewell as fw
 from forcewell.system import System
@@ -92,6 +92,19 @@ def test_extended_xyz_written_by_ase(tmp_path: Path) -> None:
         written.append(atoms)
     ase.io.write(tmp_path / "frames.xyz", written, format="extxyz")
     compare(evaluated(tmp_path / "frames.xyz", tmp_path / "errors.json"), by_hand(systems, energies, forces), "extended XYZ")
+
+
+def test_one_part_of_a_split(tmp_path: Path) -> None:
+    """The part's conformations and no others, by labels and energies of their own; a part that is not there is refused."""
+    data, split = ethanol(tmp_path / "rmd17_ethanol.npz", 60), tmp_path / "split.json"
+    succeed("data", "split", data, "--method", "time", "--out", split)
+    rows = json.loads(split.read_text())["parts"]["test"]
+    assert 0 < len(rows) < 20
+    succeed("evaluate", MODEL, data, "--split", split, "--json", tmp_path / "errors.json")
+    systems, energies, forces = frames(60)
+    wanted = by_hand([systems[k] for k in rows], energies[rows], [forces[k] for k in rows])
+    compare(json.loads((tmp_path / "errors.json").read_text()), wanted, "test part")
+    assert "has no part 'tset' (it has: train, validation, test)" in refuse("evaluate", MODEL, data, "--split", split, "--part", "tset")
 
 
 def test_partly_labelled_data(tmp_path: Path) -> None:

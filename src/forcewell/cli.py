@@ -9,7 +9,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
-from forcewell import __version__, data_commands
+from forcewell import __version__, data_commands, generate_commands
 from forcewell.conformers_command import conformers
 from forcewell.display import say
 from forcewell.errors import InputError
@@ -24,6 +24,7 @@ app = App(
 )
 data_commands.app.command(conformers)
 app.command(data_commands.app)
+app.command(generate_commands.app)
 app.command(simulate)
 
 Changes = Annotated[
@@ -115,10 +116,21 @@ def finetune(
 
 
 @app.command
-def evaluate(model: Path, data: Path, *, json: Path | None = None, level: str | None = None, device: str = "cpu") -> None:
+def evaluate(
+    model: Path,
+    data: Path,
+    *,
+    json: Path | None = None,
+    level: str | None = None,
+    split: Path | None = None,
+    part: str = "test",
+    device: str = "cpu",
+) -> None:
     """Energy and force errors of a model on labelled data.
 
     Example: forcewell evaluate model.safetensors rmd17_ethanol_test.npz --json errors.json
+
+    Example: forcewell evaluate model.safetensors qm9.fw --split qm9-molecule.json --part test
 
     Parameters
     ----------
@@ -130,12 +142,16 @@ def evaluate(model: Path, data: Path, *, json: Path | None = None, level: str | 
         Also write the figures to this file.
     level
         Level of theory whose reference energies to use; default: the data's own, else the last fine-tuned.
+    split
+        Evaluate one part of a split of the data, as `forcewell data split` writes it.
+    part
+        Which part of the split.
     device
         Where to compute, e.g. cpu or cuda.
     """
     from forcewell.evaluate_command import evaluate_file
 
-    evaluate_file(model, data, json, level, device)
+    evaluate_file(model, data, json, level, device, split, part)
 
 
 @app.command

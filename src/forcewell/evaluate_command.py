@@ -5,25 +5,29 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+
 from forcewell.checkpoint import load_model, training_hashes, write_bytes
 from forcewell.display import Counting, say
 from forcewell.evaluate.errors import evaluate
 from forcewell.overlap import geometry_hashes, overlap
 from forcewell.simulate_command import check_device
+from forcewell.split import Split
 from forcewell.store import open_data
 
 
-def evaluate_file(model: Path, data: Path, out: Path | None, level: str | None, device: str) -> None:
-    """Prints the errors of a model on a data set and writes them to ``out``.
+def evaluate_file(model: Path, data: Path, out: Path | None, level: str | None, device: str, split: Path | None, part: str) -> None:
+    """Prints the errors of a model on a data set, or on a part of a split of it, and writes them to ``out``.
 
-    Raises InputError for unreadable files and for elements that the model never saw.
+    Raises InputError for unreadable files, a split of other data or without that part, and for elements that the model never saw.
     """
     potential = load_model(model)[0].to(check_device(device))
     dataset = open_data(data)
-    with Counting("evaluating", len(dataset), "conformations") as bar:
-        result = evaluate(potential, dataset, level=level, progress=bar.update)
+    rows = np.arange(len(dataset)) if split is None else Split.load(split, dataset).part(part, split)
+    with Counting("evaluating", len(rows), "conformations") as bar:
+        result = evaluate(potential, dataset, rows=rows, level=level, progress=bar.update)
     result.pop("parity", None)
-    first = dataset.block(range(min(len(dataset), 20_000)))
+    first = dataset.block(rows[:20_000])
     result["training_overlap"] = overlap(geometry_hashes(first), training_hashes(model))
     _print(result)
     if out is not None:

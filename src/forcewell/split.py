@@ -101,6 +101,12 @@ class Split:
             raise InputError(f"{path}: {wrong[0]}, which a split by {split.method} rules out; split again")
         return split
 
+    def part(self, name: str, path: str | os.PathLike[str]) -> np.ndarray:
+        """Indices of the part ``name``; raises InputError, naming the file ``path``, where it has no such part or an empty one."""
+        if name not in self.parts or not len(self.parts[name]):
+            raise InputError(f"{path} has no part {name!r} (it has: {', '.join(self.parts)})")
+        return self.parts[name]
+
     def leaks(self, dataset: Dataset, limit: int | None = None) -> list[Leak]:
         """All that its parts share; see ``leaks``."""
         return leaks(dataset, self.parts, limit, ordered=self.method == "time")

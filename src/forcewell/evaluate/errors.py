@@ -20,16 +20,17 @@ def evaluate(
     potential: Potential,
     data: Dataset,
     *,
+    rows: np.ndarray | None = None,
     level: str | None = None,
     batch_atoms: int = 4096,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
-    """Errors over all conformations of a data set.
+    """Errors over all conformations of a data set, or over those at ``rows`` (integers, one part of a split).
 
     force_mae, force_rmse (meV/Å, over components), force_cosine (mean over atoms with a force above 1e-3 eV/Å),
     per_element (force MAE by symbol), per_source; energy_mae and energy_rmse (meV per molecule), None where there is
     no energy label or, for compositions with a single frame, nothing to compare: force-trained energies have a free
-    constant per composition, which is fitted away (``energy_shift``). n_conformations, n_atoms count all of the data.
+    constant per composition, which is fitted away (``energy_shift``). n_conformations, n_atoms count all that was evaluated.
     energy_total_mae is without that shift, by the model's own reference energies. properties: of a model trained on some, by name
     {"mae", "rmse"} in the data's units or, for classes, {"roc_auc"} (None where only one class is labelled).
     ``parity`` holds all labelled force components with their predictions as arrays (eV/Å).
@@ -37,30 +38,31 @@ def evaluate(
     """
     potential.check_elements(np.array(data.elements))
     index = potential.level_index(level if level is not None else _shared_level(potential, data))
+    rows = np.arange(len(data)) if rows is None else rows
     forces, labels, numbers, owners, energies, properties = [], [], [], [], [], []
     done = 0
-    for rows in _chunks(data.counts, batch_atoms):
-        batch = Batch.from_block(data.block(rows), dtype=potential.dtype, level=index).to(potential.device)
+    for chunk in _chunks(data.counts[rows], batch_atoms):
+        batch = Batch.from_block(data.block(rows[chunk]), dtype=potential.dtype, level=index).to(potential.device)
         out = potential(batch, properties=bool(potential.properties))
         assert out.forces is not None
         forces.append(out.forces.double().cpu().numpy())
         labels.append(batch.targets.forces.double().cpu().numpy())
         numbers.append(batch.numbers.cpu().numpy())
-        owners.append(np.repeat(rows, data.counts[rows]))
+        owners.append(np.repeat(rows[chunk], data.counts[rows[chunk]]))
         energies.append(potential.total_energy(out, batch).detach().cpu().numpy())
         if potential.properties:
             properties.append(potential.property_values(out).cpu().numpy())
-        done += len(rows)
+        done += len(chunk)
         progress(done)
     result: dict[str, Any] = {
-        "n_conformations": len(data),
-        "n_atoms": int(data.counts.sum()),
+        "n_conformations": len(rows),
+        "n_atoms": int(data.counts[rows].sum()),
         "level": potential.levels[index] if potential.levels else "",
     }
     result |= _force_errors(np.concatenate(forces), np.concatenate(labels), np.concatenate(numbers), np.concatenate(owners), data)
-    result |= _energy_errors(np.concatenate(energies), data)
+    result |= _energy_errors(np.concatenate(energies), data, rows)
     if properties:
-        result["properties"] = property_errors(potential, np.concatenate(properties), data)
+        result["properties"] = property_errors(potential, np.concatenate(properties), data, rows)
     return result
 
 
@@ -110,21 +112,22 @@ def _mean(error: np.ndarray) -> float:
     return float(np.abs(error).mean() * MILLI)
 
 
-def _energy_errors(energies: np.ndarray, data: Dataset) -> dict[str, Any]:
+def _energy_errors(energies: np.ndarray, data: Dataset, rows: np.ndarray) -> dict[str, Any]:
     """Energy errors after removing, per composition, the constant that forces cannot fix."""
     if "energy" not in data.fields:
         return {"energy_mae": None, "energy_rmse": None}
-    labels = data.column("energy")
+    labels = data.column("energy")[rows]
     known = np.flatnonzero(np.isfinite(labels))
-    level = data.column("level")  # levels of theory have zeros of their own
+    level = data.column("level")[rows]  # levels of theory have zeros of their own
     formulas: dict[tuple[int, bytes], list[int]] = {}
     for start in range(0, len(known), 4096):
-        block = data.block(known[start : start + 4096])
+        some = known[start : start + 4096]
+        block = data.block(rows[some])
         parts = np.split(block.arrays["numbers"], block.offsets[1:-1])
-        for row, part in zip(known[start : start + 4096], parts, strict=True):
-            formulas.setdefault((int(level[row]), np.sort(part).tobytes()), []).append(int(row))
+        for place, part in zip(some, parts, strict=True):
+            formulas.setdefault((int(level[place]), np.sort(part).tobytes()), []).append(int(place))
     result = {"energy_total_mae": _mean(energies[known] - labels[known])} if len(known) else {}
-    errors = [energies[rows] - labels[rows] for rows in formulas.values() if len(rows) > 1]
+    errors = [energies[places] - labels[places] for places in formulas.values() if len(places) > 1]
     if not errors:
         return {"energy_mae": None, "energy_rmse": None, **result}
     shifted = np.concatenate([error - error.mean() for error in errors])
@@ -137,14 +140,14 @@ def _energy_errors(energies: np.ndarray, data: Dataset) -> dict[str, Any]:
     }
 
 
-def property_errors(potential: Potential, values: np.ndarray, data: Dataset) -> dict[str, dict[str, float | None]]:
-    """Errors of properties (len(data), P) that the data have labels of, by name."""
+def property_errors(potential: Potential, values: np.ndarray, data: Dataset, rows: np.ndarray) -> dict[str, dict[str, float | None]]:
+    """Errors of properties (len(rows), P) that the conformations at ``rows`` have labels of, by name."""
     classes = potential.config["head"]["properties"]["classes"]
     found: dict[str, dict[str, float | None]] = {}
     for name, column in zip(potential.properties, values.T, strict=True):
         if name not in data.properties:
             continue
-        labels = data.column(f"property:{name}")
+        labels = data.column(f"property:{name}")[rows]
         known = np.isfinite(labels)
         if classes:
             found[name] = {"roc_auc": roc_auc(labels[known] > 0.5, column[known])}
