@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from forcewell.engines.base import Engine, EngineFailure, Labels, check_spin, named
+from forcewell.engines.tblite_calculator import TBLiteForces
 from forcewell.errors import InputError
 from forcewell.system import System
 from forcewell.units import BOHR, BOLTZMANN, HARTREE
@@ -77,6 +78,10 @@ class XTB(Engine):
         from tblite.ase import TBLite
 
         self.check(system)
+        if not system.get("pbc").any():
+            made = self._calculator(system, careful=False)
+            made.set("accuracy", self.settings["accuracy"] if accuracy is None else accuracy)
+            return TBLiteForces(made)
         return TBLite(
             method=self.level,
             charge=float(system.get("charge")),
