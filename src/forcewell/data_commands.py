@@ -143,6 +143,8 @@ def info_command(store: Path) -> None:
         # Escaped, since rich takes [eV] for a style.
         table.add_row(kind, ", ".join(escape(f"{name} [{unit}]") if unit else name for name, unit in manifest[kind].items()))
     table.add_row("levels", ", ".join(opened.levels))
+    for engine in filter(None, opened.engines):
+        table.add_row("engine", escape(engine))
     for level, fit in manifest["references"].items():
         energies = ", ".join(f"{element}: {value:.4f}" for element, value in fit["energies"].items())
         rank = f"rank {fit['rank']} of {len(fit['energies'])}, minimum norm"
