@@ -4,4 +4,8 @@ from __future__ import annotations
 
 import cyclopts
 
+from forcewell.generate.molecules_command import corpus, molecules
+
 app = cyclopts.App(name="generate", help="Generate labelled data: structures, conformations and labels by xTB, DFT or any ASE calculator.")
+app.command(molecules)
+app.command(corpus)

@@ -101,7 +101,9 @@ def labelled(
     Raises InputError and EngineFailure as ``Engine.label`` does.
     """
     labels = engine.label(system)
-    arrays = {name: value for name, value in system.arrays.items() if name not in ("energy", "forces", "stress", "equilibrium")}
+    arrays: dict[str, Any] = {
+        name: value for name, value in system.arrays.items() if name not in ("energy", "forces", "stress", "equilibrium")
+    }
     arrays |= {"energy": np.float64(labels.energy), "forces": labels.forces.astype(np.float32)}
     if equilibrium is not None:
         arrays["equilibrium"] = np.int8(equilibrium)

@@ -65,9 +65,10 @@ class XTB(Engine):
     def _calculator(self, system: System, careful: bool) -> Any:
         from tblite.interface import Calculator
 
-        lattice = (np.asarray(system.get("cell")) / BOHR, np.asarray(system.get("pbc"))) if system.get("pbc").any() else ()
-        unpaired = int(system.get("spin")) - 1
-        made = Calculator(self.level, system.numbers, system.positions / BOHR, float(system.get("charge")), unpaired, *lattice)
+        periodic = system.get("pbc")
+        cell = system.get("cell") / BOHR if periodic.any() else None
+        charge, unpaired = float(system.get("charge")), int(system.get("spin")) - 1
+        made = Calculator(self.level, system.numbers, system.positions / BOHR, charge, unpaired, cell, periodic)
         temperature = self.settings["electronic_temperature"] * BOLTZMANN / HARTREE
         values = {"verbosity": 0, "accuracy": self.settings["accuracy"], "temperature": temperature, **(CAREFUL if careful else {})}
         for key, value in values.items():

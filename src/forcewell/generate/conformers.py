@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from forcewell.conformers import embed
-from forcewell.generate.species import Species, stereo_of
+from forcewell.generate.species import Species, bare
 from forcewell.system import System
 from forcewell.units import KCAL_PER_MOL
 
@@ -34,19 +34,7 @@ def conformers(species: Species, count: int, seed: int, tries: int | None = None
     for k in np.argsort(energies, kind="stable").tolist():
         if energies[k] - energies.min() < WORST and not any(alike(energies[k], moments[k], energies[j], moments[j]) for j in kept):
             kept.append(k)
-    return [started(species, places[k]) for k in kept[:count]]
-
-
-def started(species: Species, positions: np.ndarray) -> System:
-    """A structure of the species, not labelled."""
-    fields = {
-        "numbers": species.numbers.astype(np.uint8),
-        "positions": np.asarray(positions, dtype=np.float64),
-        "formal_charges": species.charges.astype(np.int8),
-        "charge": np.int8(species.charge),
-        "spin": np.uint8(species.spin),
-    }
-    return System(fields, molecule=species.molecule, smiles=stereo_of(species, positions))
+    return [bare(species, places[k]) for k in kept[:count]]
 
 
 def alike(energy: float, moments: np.ndarray, other_energy: float, other_moments: np.ndarray) -> bool:

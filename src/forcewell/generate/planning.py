@@ -7,23 +7,26 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from forcewell.bonds import resolve
 from forcewell.conformers import require_rdkit
 from forcewell.errors import InputError
-from forcewell.generate.species import Species, excluded_as, read_species
+from forcewell.generate.species import Species, bare, excluded_as, read_species
+
+if TYPE_CHECKING:
+    from forcewell.engines import Engine
 
 RDKIT_NCI, QM9 = "rdkit-nci", "qm9"
-SMALLEST_PARTNERS = 5  # heavy atoms at most of the molecules that others are paired with: their minima cost little
 
 
 class Sampling(BaseModel):
     """What is sampled of each molecule. Frames by temperature in K; 0 frames or an empty table: none of that kind.
 
     spacing, timestep, equilibration: fs, of molecular dynamics. torsion_points: per scan of a rotatable bond, of ``rotors`` bonds.
+    dimers: pairs, with molecules of ``partners`` (SMILES) or itself in turn.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -38,6 +41,7 @@ class Sampling(BaseModel):
     torsion_points: int = Field(default=0, ge=0)
     rotors: int = Field(default=2, ge=0)
     dimers: int = Field(default=0, ge=0)
+    partners: list[str] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,25 +150,29 @@ def _qm9() -> Iterator[str]:
 
 def choose(
     requests: Iterable[Request], *, exclude: str | Sequence[str] = "all", neutralise: bool = False, elements: Sequence[str] = (),
-    heavy_atoms: int | None = None, closed_shell: bool = False, neutral: bool = False,
+    heavy_atoms: tuple[int, int] | None = None, neutral: bool = False, engine: Engine | None = None,
 ) -> Chosen:  # fmt: skip
     """The different species of ``requests``, without benchmark molecules.
 
-    elements, heavy_atoms (at most), closed_shell, neutral: what to pass over silently, for collections of everything.
+    elements, heavy_atoms (at least, at most), neutral (no formal charges): what else is passed over silently.
+    engine: what is to label them; its elements and radicals are asked for.
     """
     names, seen, excluded = resolve(exclude), set(), 0
     species: list[Species] = []
     left_out: list[str] = []
     allowed = {_number(symbol) for symbol in elements}
     for request in requests:
+        if _passed_over(request.smiles, allowed, heavy_atoms):
+            continue
         try:
             one = read_species(request.smiles, request.spin, neutralise)
+            if engine is not None:
+                engine.check(bare(one))
         except InputError as error:
             left_out.append(f"{request.where}: {error}")
             continue
         key = (one.smiles, one.spin)
-        too_large = heavy_atoms is not None and one.heavy_atoms > heavy_atoms
-        if key in seen or too_large or (allowed and not set(one.numbers.tolist()) <= allowed) or (neutral and one.charges.any()):
+        if key in seen or (neutral and one.charges.any()):
             continue
         seen.add(key)
         if excluded_as(one, names):
@@ -172,6 +180,21 @@ def choose(
         else:
             species.append(one)
     return Chosen(species, left_out, excluded)
+
+
+def _passed_over(smiles: str, allowed: set[int], heavy_atoms: tuple[int, int] | None) -> bool:
+    """Whether size or elements alone rule a SMILES out; in a collection most are, and reading them in full takes ten times as long."""
+    from rdkit import Chem, rdBase
+
+    if not allowed and heavy_atoms is None:
+        return False
+    with rdBase.BlockLogs():
+        molecule = Chem.MolFromSmiles(smiles, sanitize=False)
+    if molecule is None:
+        return False  # which ``read_species`` says
+    heavy = [atom.GetAtomicNum() for atom in molecule.GetAtoms() if atom.GetAtomicNum() > 1]
+    wrong_size = heavy_atoms is not None and not heavy_atoms[0] <= len(heavy) <= heavy_atoms[1]
+    return wrong_size or bool(allowed and not set(heavy) <= allowed)
 
 
 def _number(symbol: str) -> int:
@@ -182,26 +205,17 @@ def _number(symbol: str) -> int:
     return atomic_numbers[symbol]
 
 
-def molecule_jobs(species: Sequence[Species], sampling: Sampling, engine: str, settings: dict[str, Any], seed: int) -> list[dict[str, Any]]:
-    """Arguments of ``sampling.molecule``, one for each species; the order in which they come does not change what they make."""
-    small = sorted({one.smiles for one in species if one.heavy_atoms <= SMALLEST_PARTNERS and one.spin == 1})
+def molecule_jobs(species: Sequence[Species], sampling: Sampling, seed: int) -> list[dict[str, Any]]:
+    """Arguments of ``sampling.molecule``, one for each species.
+
+    Seed and partners depend on the species and ``seed`` alone, so that adding or removing a molecule leaves the others as they are.
+    """
     jobs = []
     for one in species:
-        # A seed of its own, so that adding or removing a molecule leaves the others as they are.
         chooser = random.Random(f"{seed} {one.smiles} {one.spin}")
-        jobs.append(
-            {
-                "smiles": one.smiles,
-                "spin": one.spin,
-                "engine": engine,
-                "engine_settings": settings,
-                "seed": chooser.randrange(2**31),
-                "partners": chooser.sample(small, min(2, len(small))) if sampling.dimers else [],
-                **sampling.model_dump(exclude={"modes", "dynamics"}),
-                "modes": {f"{t:g}": n for t, n in sampling.modes.items()},
-                "dynamics": {f"{t:g}": n for t, n in sampling.dynamics.items()},
-            }
-        )
+        described = sampling.model_dump(exclude={"modes", "dynamics"})
+        described |= {name: {f"{t:g}": n for t, n in sorted(getattr(sampling, name).items())} for name in ("modes", "dynamics")}
+        jobs.append({"smiles": one.smiles, "spin": one.spin, "seed": chooser.randrange(2**31), **described})
     return jobs
 
 

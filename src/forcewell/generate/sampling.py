@@ -23,15 +23,14 @@ from forcewell.units import thermal_energy
 LARGEST = 30.0  # eV/Å: a frame with a larger force is no conformation of the molecule any more
 ABOVE = 3.0  # times the mean potential energy of the harmonic molecule at its temperature: rejected as not thermal
 REST = 0.02  # eV/Å: a minimum relaxed to 0.01 has less when labelled more accurately
+PAIRS = 300.0  # K at which the molecules of a dimer are displaced
 HIGH = 1.0  # eV above the best: a minimum of conformers that no temperature here reaches
 
 
 def molecule(arguments: dict[str, Any]) -> list[System]:
     """Labelled frames of one molecule.
 
-    arguments: smiles, spin (or None), engine, engine_settings, seed, conformers, minima (whether to keep them), modes and
-    dynamics (frames by temperature in K, as text), spacing, timestep [fs], equilibration [fs], torsion_points, rotors, dimers, partners
-    (SMILES, each at its lowest multiplicity; the molecule itself is always one).
+    arguments: smiles, spin and seed; what ``planning.Sampling`` declares, temperatures as text; engine and engine_settings.
 
     Raises JobFailure with the reason where RDKit cannot embed it, relaxation changes its bonds or stereo, or nothing converges.
     """
@@ -59,9 +58,9 @@ def _shares(count: int, parts: int) -> list[int]:
 
 
 @lru_cache(maxsize=64)
-def _partner(smiles: str, name: str, settings: tuple[tuple[str, Any], ...], seed: int) -> tuple[Species, Modes]:
-    """The best minimum of another molecule, kept for the next job of this process."""
-    job = Sampler(read_species(smiles), engine(name, **dict(settings)), seed)
+def _partner(smiles: str, name: str, settings: tuple[tuple[str, Any], ...]) -> tuple[Species, Modes]:
+    """The best minimum of another molecule, kept for the next job of this process; the same whichever job asks."""
+    job = Sampler(read_species(smiles), engine(name, **dict(settings)), seed=0)
     return job.species, job.minima(1)[0]
 
 
@@ -150,18 +149,16 @@ class Sampler:
         made = [self._labelled(frame, "torsion scan") for _, _, frame in scanned]
         return [frame for frame in made if frame is not None]
 
-    def dimers(self, minima: list[Modes], count: int, partners: list[str], temperature: float = 300.0) -> list[System]:
-        """``count`` pairs with molecules of ``partners`` or itself in turn, both displaced thermally, not relaxed."""
+    def dimers(self, minima: list[Modes], count: int, partners: list[str], temperature: float = PAIRS) -> list[System]:
+        """``count`` pairs with one of ``partners`` or itself in turn, both displaced thermally, not relaxed."""
         frames: list[System] = []
         settings = tuple(sorted(self.engine.settings.items())) if count else ()
         for k in range(count):
             mine = minima[k % len(minima)]
             species, other = self.species, minima[int(self.generator.integers(len(minima)))]
             if partners and k % 2 == 0:
-                try:
-                    species, other = _partner(partners[k // 2 % len(partners)], self.engine.name, settings, self.seed)
-                except JobFailure:
-                    continue
+                chosen = partners[int(self.generator.integers(len(partners)))]
+                species, other = _partner(chosen, self.engine.name, settings)
             pair = [moved(modes.minimum, sample_modes(modes, temperature, 1, self.generator)[0]) for modes in (mine, other)]
             both = dimer(*pair, self.generator)
             bonds = np.concatenate([self.species.bonds, species.bonds + len(self.species.numbers)])

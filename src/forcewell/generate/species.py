@@ -10,6 +10,7 @@ import numpy as np
 from forcewell.bonds import BENCHMARK, benchmark_hash, covalent_radii, graph_hash
 from forcewell.conformers import require_rdkit
 from forcewell.errors import InputError
+from forcewell.system import System
 
 # In units of the sum of covalent radii. Hot bonds of H, C, N, O stay below the first (at 1000 K, none of 384 MD frames of
 # 24 molecules reached it); atoms that are not bonded come closer than the second only where a proton has moved.
@@ -84,6 +85,18 @@ def read_species(smiles: str, spin: int | None = None, neutralise: bool = False)
         raise InputError(f"{shown} has {electrons} electrons, which spin multiplicity {spin} does not fit")
     bonds = np.array(sorted(sorted((b.GetBeginAtomIdx(), b.GetEndAtomIdx())) for b in molecule.GetBonds()), dtype=np.int64).reshape(-1, 2)
     return Species(canonical, without_stereo(canonical), numbers, charges, bonds, spin)
+
+
+def bare(species: Species, positions: np.ndarray | None = None) -> System:
+    """A structure of the species, not labelled; all atoms at the origin where no positions (n, 3) Å are given."""
+    fields = {
+        "numbers": species.numbers.astype(np.uint8),
+        "positions": np.zeros((len(species.numbers), 3)) if positions is None else np.array(positions, dtype=np.float64),
+        "formal_charges": species.charges.astype(np.int8),
+        "charge": np.int8(species.charge),
+        "spin": np.uint8(species.spin),
+    }
+    return System(fields, molecule=species.molecule, smiles=species.smiles if positions is None else stereo_of(species, positions))
 
 
 def _neutral(molecule: Any, shown: str) -> Any:

@@ -72,15 +72,20 @@ class StoreWriter:
 
     @classmethod
     def resume(
-        cls, path: str | os.PathLike[str], *, settings: Mapping[str, Any] | None = None, shard_bytes: int | None = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        settings: Mapping[str, Any] | None = None,
+        shard_bytes: int | None = None,
+        reopen: bool = False,
     ) -> StoreWriter:
         """Continues a store whose import was interrupted; the source's first ``consumed`` conformations are in it.
 
-        Raises InputError where the store is complete, damaged, or was begun with other settings.
+        reopen: add to a complete store, too. Raises InputError where the store is complete, damaged, or was begun with other settings.
         """
         store = Store(path)
         store.verify()
-        if store.complete:
+        if store.complete and not reopen:
             raise InputError(f"{path} is complete; choose another name or remove it")
         begun = store.manifest["settings"]
         if settings is not None and begun != json.loads(json.dumps(dict(settings))):

@@ -1,0 +1,220 @@
+"""What ``forcewell generate molecules`` and ``forcewell generate corpus`` do."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from forcewell.display import say
+from forcewell.engines import Engine, engine
+from forcewell.errors import InputError
+from forcewell.generate.campaign import Job, Summary, run
+from forcewell.generate.corpus import load_recipe, recipe_jobs
+from forcewell.generate.planning import Chosen, Sampling, choose, molecule_jobs, read_smiles, source_smiles, validated
+from forcewell.generate.species import Species
+
+SHOWN = 10  # unusable SMILES named one by one
+
+
+def molecules(
+    *,
+    out: Path,
+    smiles: Path | None = None,
+    source: str | None = None,
+    engine_name: Annotated[str, Parameter(name="--engine")] = "gfn2",
+    conformers: int = 2,
+    minima: bool = True,
+    modes: str = "300:20,600:20,1000:20",
+    dynamics: str = "500:20,1000:20",
+    spacing: float = 10.0,
+    timestep: float = 0.5,
+    equilibration: float = 500.0,
+    torsions: int = 0,
+    dimers: int = 0,
+    exclude: str = "all",
+    elements: str = "",
+    heavy_atoms: int | None = None,
+    limit: int | None = None,
+    neutralise: Annotated[bool, Parameter(negative=())] = False,
+    skip_unusable: Annotated[bool, Parameter(negative=())] = False,
+    seed: int = 0,
+    executor: str = "local",
+    workers: int | None = None,
+    retry_failed: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Sample molecules from SMILES and label every conformation; the same command continues a campaign that was interrupted.
+
+    Each molecule is embedded (ETKDGv3, several seeds), relaxed with the engine to true minima, and sampled around them.
+    Charges are those of the SMILES. Stereo is kept; where the SMILES leaves it open, the stereo obtained is written down.
+
+    Example: forcewell generate molecules --smiles mine.smi --out mine.fw
+
+    Example: forcewell generate molecules --source rdkit-nci --heavy-atoms 9 --limit 100 --dimers 4 --out nci.fw
+
+    Parameters
+    ----------
+    out
+        The store to write, e.g. mine.fw; the campaign's journal is kept in it.
+    smiles
+        A file with one SMILES a line, if needed followed by a name and spin=N (the multiplicity, required for radicals); or a
+        .csv with the columns smiles and, if needed, spin.
+    source
+        Instead of a file: rdkit-nci (4,999 structures that RDKit carries), qm9 (the package's sample of 4,002 molecules), or a
+        store or file with SMILES.
+    engine_name
+        What relaxes, samples and labels: gfn2, gfn1, pyscf:METHOD/BASIS, ase:MODULE.CLASS, or a Forcewell model.
+    conformers
+        Different minima of each molecule at most.
+    minima
+        Keep the minima themselves, flagged as such.
+    modes
+        Frames displaced along normal modes, as TEMPERATURE:FRAMES of each molecule, separated by commas; "none" for none.
+    dynamics
+        Frames of molecular dynamics, likewise.
+    spacing
+        Between frames of a trajectory (fs).
+    timestep
+        Of the dynamics (fs).
+    equilibration
+        Before the first frame of a trajectory (fs).
+    torsions
+        Points of a relaxed scan of each of up to two rotatable bonds.
+    dimers
+        Pairs of the molecule with itself, at random orientations and distances.
+    exclude
+        Molecules to leave out, found by bond graph: all (nine that models are judged by), benchmark (aspirin, ethanol,
+        naphthalene, salicylic acid), none, or names separated by commas.
+    elements
+        Only molecules of these elements, e.g. H,C,N,O.
+    heavy_atoms
+        Only molecules with at most so many atoms other than hydrogen.
+    limit
+        So many molecules, drawn at random.
+    neutralise
+        Move protons until each molecule is neutral.
+    skip_unusable
+        Leave out what cannot be used (naming it), instead of stopping. Collections (--source) are treated so always.
+    seed
+        Of all random choices.
+    executor
+        local, or parsl:FILE for a cluster.
+    workers
+        Processes; default one per core.
+    retry_failed
+        Try failed molecules again.
+    """
+    if (smiles is None) == (source is None):
+        raise InputError("give either --smiles FILE or --source NAME")
+    sampling = validated(Sampling, {
+        "conformers": conformers, "minima": minima, "modes": frames_at(modes, "--modes"), "dynamics": frames_at(dynamics, "--dynamics"),
+        "spacing": spacing, "timestep": timestep, "equilibration": equilibration, "torsion_points": torsions, "dimers": dimers,
+    }, "forcewell generate molecules")  # fmt: skip
+    chosen = choose(
+        read_smiles(smiles) if smiles is not None else source_smiles(str(source)), exclude=exclude, neutralise=neutralise,
+        elements=[symbol.strip() for symbol in elements.split(",") if symbol.strip()],
+        heavy_atoms=None if heavy_atoms is None else (1, heavy_atoms), engine=engine(engine_name),
+    )  # fmt: skip
+    species = _usable(chosen, skip_unusable or smiles is None)
+    if limit is not None and limit < len(species):
+        species = random.Random(seed).sample(species, limit)
+    jobs = [Job("molecule", arguments) for arguments in molecule_jobs(species, sampling, seed)]
+    settings = campaign_settings(engine(engine_name), exclude)
+    say(f"{len(jobs)} molecules" + (f", {chosen.excluded} benchmark molecules left out" if chosen.excluded else ""))
+    done = run(
+        jobs, "forcewell.generate.sampling:molecule", out, settings, executor=executor, workers=workers, retry_failed=retry_failed, progress=True
+    )
+    report(done, out)
+
+
+def corpus(
+    recipe: str = "corpus",
+    *,
+    out: Path,
+    executor: str = "local",
+    workers: int | None = None,
+    retry_failed: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Make a whole data set from a recipe: about 100,000 GFN2-xTB conformations in about an hour on two cores by default.
+
+    The same command continues a campaign that was interrupted.
+
+    Example: forcewell generate corpus --out corpus.fw
+
+    Example: forcewell generate corpus corpus-dft --out dft.fw
+
+    Parameters
+    ----------
+    recipe
+        corpus (GFN2-xTB), corpus-dft (ωB97X/6-31G*, for fine-tuning), or the path of a YAML file like them.
+    out
+        The store to write; the campaign's journal is kept in it.
+    executor
+        local, or parsl:FILE for a cluster.
+    workers
+        Processes; default one per core.
+    retry_failed
+        Try failed jobs again.
+    """
+    plan = load_recipe(recipe)
+    maker = engine(plan.engine, **plan.engine_settings)
+    jobs = recipe_jobs(plan)
+    say(f"{plan.title}: {len(jobs)} jobs")
+    settings = campaign_settings(maker, plan.exclude, plan.engine_settings)
+    done = run(
+        jobs, "forcewell.generate.corpus:frames", out, settings, executor=executor, workers=workers, retry_failed=retry_failed, progress=True
+    )
+    report(done, out)
+
+
+def campaign_settings(maker: Engine, exclude: str, engine_settings: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What all jobs of a campaign share, and what its store says about it."""
+    from forcewell.bonds import resolve
+
+    return {
+        "source": "forcewell generate",
+        "engine": maker.name,
+        "engine_settings": dict(engine_settings or {}),
+        "version": maker.version,
+        "exclude": resolve(exclude),
+        "property_units": {"temperature": "K", "time": "fs"},
+    }
+
+
+def frames_at(text: str, option: str) -> dict[float, int]:
+    """``"300:20,1000:10"`` as {300.0: 20, 1000.0: 10}; "none" as {}. Raises InputError for anything else."""
+    if text.strip() in ("", "none"):
+        return {}
+    found = {}
+    for entry in text.split(","):
+        temperature, colon, number = entry.partition(":")
+        try:
+            found[float(temperature)] = int(number)
+        except ValueError:
+            colon = ""
+        if not colon or float(temperature) <= 0 or int(number) < 0:
+            raise InputError(f"{option} {entry!r}: expected TEMPERATURE:FRAMES, e.g. 300:20,1000:20, or none")
+    return found
+
+
+def _usable(chosen: Chosen, skip: bool) -> list[Species]:
+    if chosen.left_out and not skip:
+        more = f" (and {len(chosen.left_out) - 1} more like it; --skip-unusable leaves them out)" if len(chosen.left_out) > 1 else ""
+        raise InputError(chosen.left_out[0] + more)
+    for line in chosen.left_out[:SHOWN]:
+        say(f"left out: {line}")
+    if len(chosen.left_out) > SHOWN:
+        say(f"left out: {len(chosen.left_out) - SHOWN} more that cannot be used")
+    if not chosen.species:
+        why = f"; {chosen.excluded} are benchmark molecules (--exclude none samples them)" if chosen.excluded else ""
+        raise InputError(f"there is no molecule to sample{why}")
+    return chosen.species
+
+
+def report(done: Summary, out: Path) -> None:
+    """What a campaign came to, in a few lines."""
+    say(f"{out}: {done.frames} conformations; jobs: {done.done} done, {done.failed} failed, {done.left} left; {done.cpu_seconds:,.0f} CPU seconds")
+    for reason, number in sorted(done.reasons.items(), key=lambda entry: -entry[1]):
+        say(f"  {number} failed: {reason}")
