@@ -28,6 +28,7 @@ from forcewell.generate.journal import Journal
 WORK = {
     "forcewell.generate.label:label",
     "forcewell.generate.sampling:molecule",
+    "forcewell.generate.corpus:frames",
     "forcewell.generate.polymers:polymer",
 }
 __all__ = ["WORK", "Job", "JobFailure", "Summary", "engine_of", "engine_settings", "run"]

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from forcewell.display import say
 from forcewell.engines import Engine, engine
 from forcewell.errors import InputError
-from forcewell.generate.campaign import Job, Summary, run
+from forcewell.generate.campaign import Job, engine_settings, run
 from forcewell.generate.corpus import load_recipe, recipe_jobs
 from forcewell.generate.planning import Chosen, Sampling, choose, molecule_jobs, read_smiles, source_smiles, validated
 from forcewell.generate.species import Species
@@ -126,7 +126,8 @@ def molecules(
     done = run(
         jobs, "forcewell.generate.sampling:molecule", out, settings, executor=executor, workers=workers, retry_failed=retry_failed, progress=True
     )
-    report(done, out)
+    for line in done.lines():
+        say(line)
 
 
 def corpus(
@@ -162,25 +163,20 @@ def corpus(
     maker = engine(plan.engine, **plan.engine_settings)
     jobs = recipe_jobs(plan)
     say(f"{plan.title}: {len(jobs)} jobs")
-    settings = campaign_settings(maker, plan.exclude, plan.engine_settings)
+    settings = campaign_settings(maker, plan.exclude)
     done = run(
         jobs, "forcewell.generate.corpus:frames", out, settings, executor=executor, workers=workers, retry_failed=retry_failed, progress=True
     )
-    report(done, out)
+    for line in done.lines():
+        say(line)
 
 
-def campaign_settings(maker: Engine, exclude: str, engine_settings: dict[str, Any] | None = None) -> dict[str, Any]:
+def campaign_settings(maker: Engine, exclude: str) -> dict[str, Any]:
     """What all jobs of a campaign share, and what its store says about it."""
     from forcewell.bonds import resolve
 
-    return {
-        "source": "forcewell generate",
-        "engine": maker.name,
-        "engine_settings": dict(engine_settings or {}),
-        "version": maker.version,
-        "exclude": resolve(exclude),
-        "property_units": {"temperature": "K", "time": "fs"},
-    }
+    units = {"temperature": "K", "time": "fs"}
+    return {"source": "forcewell generate", **engine_settings(maker), "exclude": resolve(exclude), "property_units": units}
 
 
 def frames_at(text: str, option: str) -> dict[float, int]:
@@ -211,10 +207,3 @@ def _usable(chosen: Chosen, skip: bool) -> list[Species]:
         why = f"; {chosen.excluded} are benchmark molecules (--exclude none samples them)" if chosen.excluded else ""
         raise InputError(f"there is no molecule to sample{why}")
     return chosen.species
-
-
-def report(done: Summary, out: Path) -> None:
-    """What a campaign came to, in a few lines."""
-    say(f"{out}: {done.frames} conformations; jobs: {done.done} done, {done.failed} failed, {done.left} left; {done.cpu_seconds:,.0f} CPU seconds")
-    for reason, number in sorted(done.reasons.items(), key=lambda entry: -entry[1]):
-        say(f"  {number} failed: {reason}")

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from forcewell.engines import Engine, EngineFailure, engine, labelled
-from forcewell.generate.campaign import JobFailure
+from forcewell.engines import Engine, EngineFailure, labelled
+from forcewell.generate.campaign import JobFailure, engine_of
 from forcewell.generate.conformers import alike, conformers, moments_of
 from forcewell.generate.dimers import dimer
 from forcewell.generate.dynamics import molecular_dynamics
@@ -30,12 +30,12 @@ HIGH = 1.0  # eV above the best: a minimum of conformers that no temperature her
 def molecule(arguments: dict[str, Any]) -> list[System]:
     """Labelled frames of one molecule.
 
-    arguments: smiles, spin and seed; what ``planning.Sampling`` declares, temperatures as text; engine and engine_settings.
+    arguments: smiles, spin and seed; what ``planning.Sampling`` declares, temperatures as text; and ``campaign.engine_settings``.
 
     Raises JobFailure with the reason where RDKit cannot embed it, relaxation changes its bonds or stereo, or nothing converges.
     """
     species = read_species(arguments["smiles"], arguments["spin"])
-    job = Sampler(species, engine(arguments["engine"], **arguments["engine_settings"]), arguments["seed"])
+    job = Sampler(species, engine_of(arguments), arguments["seed"])
     minima = job.minima(arguments["conformers"])
     frames = [frame for modes in minima for frame in job.minimum(modes)] if arguments["minima"] else []
     for temperature, count in arguments["modes"].items():
@@ -58,9 +58,9 @@ def _shares(count: int, parts: int) -> list[int]:
 
 
 @lru_cache(maxsize=64)
-def _partner(smiles: str, name: str, settings: tuple[tuple[str, Any], ...]) -> tuple[Species, Modes]:
+def _partner(smiles: str, maker: Engine) -> tuple[Species, Modes]:
     """The best minimum of another molecule, kept for the next job of this process; the same whichever job asks."""
-    job = Sampler(read_species(smiles), engine(name, **dict(settings)), seed=0)
+    job = Sampler(read_species(smiles), maker, seed=0)
     return job.species, job.minima(1)[0]
 
 
@@ -152,13 +152,12 @@ class Sampler:
     def dimers(self, minima: list[Modes], count: int, partners: list[str], temperature: float = PAIRS) -> list[System]:
         """``count`` pairs with one of ``partners`` or itself in turn, both displaced thermally, not relaxed."""
         frames: list[System] = []
-        settings = tuple(sorted(self.engine.settings.items())) if count else ()
         for k in range(count):
             mine = minima[k % len(minima)]
             species, other = self.species, minima[int(self.generator.integers(len(minima)))]
             if partners and k % 2 == 0:
                 chosen = partners[int(self.generator.integers(len(partners)))]
-                species, other = _partner(chosen, self.engine.name, settings)
+                species, other = _partner(chosen, self.engine)
             pair = [moved(modes.minimum, sample_modes(modes, temperature, 1, self.generator)[0]) for modes in (mine, other)]
             both = dimer(*pair, self.generator)
             bonds = np.concatenate([self.species.bonds, species.bonds + len(self.species.numbers)])
