@@ -28,7 +28,6 @@ from forcewell.generate.journal import Journal
 WORK = {
     "forcewell.generate.label:label",
     "forcewell.generate.sampling:molecule",
-    "forcewell.generate.corpus:frames",
     "forcewell.generate.polymers:polymer",
 }
 __all__ = ["WORK", "Job", "JobFailure", "Summary", "engine_of", "engine_settings", "run"]

@@ -165,7 +165,7 @@ def corpus(
     say(f"{plan.title}: {len(jobs)} jobs")
     settings = campaign_settings(maker, plan.exclude)
     done = run(
-        jobs, "forcewell.generate.corpus:frames", out, settings, executor=executor, workers=workers, retry_failed=retry_failed, progress=True
+        jobs, "forcewell.generate.sampling:molecule", out, settings, executor=executor, workers=workers, retry_failed=retry_failed, progress=True
     )
     for line in done.lines():
         say(line)

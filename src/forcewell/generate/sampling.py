@@ -13,10 +13,10 @@ from forcewell.generate.campaign import JobFailure, engine_of
 from forcewell.generate.conformers import alike, conformers, moments_of
 from forcewell.generate.dimers import dimer
 from forcewell.generate.dynamics import molecular_dynamics
-from forcewell.generate.relaxation import moved
+from forcewell.generate.relaxation import moved, relax
 from forcewell.generate.species import Species, intact, kept_stereo, read_species
 from forcewell.generate.torsions import scan_torsions
-from forcewell.generate.vibrations import Modes, sample_modes, settle
+from forcewell.generate.vibrations import Modes, resting, sample_modes, settle
 from forcewell.system import System
 from forcewell.units import thermal_energy
 
@@ -35,8 +35,8 @@ def molecule(arguments: dict[str, Any]) -> list[System]:
     Raises JobFailure with the reason where RDKit cannot embed it, relaxation changes its bonds or stereo, or nothing converges.
     """
     species = read_species(arguments["smiles"], arguments["spin"])
-    job = Sampler(species, engine_of(arguments), arguments["seed"])
-    minima = job.minima(arguments["conformers"])
+    job = Sampler(species, engine_of(arguments), arguments["seed"], arguments["of"])
+    minima = job.minima(arguments["conformers"], arguments["vibrations"])
     frames = [frame for modes in minima for frame in job.minimum(modes)] if arguments["minima"] else []
     for temperature, count in arguments["modes"].items():
         for modes, share in zip(minima, _shares(count, len(minima)), strict=True):
@@ -65,15 +65,17 @@ def _partner(smiles: str, maker: Engine) -> tuple[Species, Modes]:
 
 
 class Sampler:
-    """What is sampled of one molecule, with one engine. ``generator`` makes all random choices."""
+    """What is sampled of one molecule, with one engine. ``generator`` makes all random choices; frames are of a source named
+    after their kind, with ``of`` before it."""
 
-    def __init__(self, species: Species, engine: Engine, seed: int) -> None:
-        self.species, self.engine, self.seed = species, engine, seed
+    def __init__(self, species: Species, engine: Engine, seed: int, of: str = "") -> None:
+        self.species, self.engine, self.seed, self.of = species, engine, seed, of
         self.generator = np.random.default_rng(seed)
 
-    def minima(self, count: int) -> list[Modes]:
-        """Up to ``count`` different minima with their normal modes, best first; of those that the engine relaxes to a copy of
-        another, break, lose their stereo or end far above the best, none. Raises JobFailure where none is left."""
+    def minima(self, count: int, vibrations: bool = True) -> list[Modes]:
+        """Up to ``count`` different minima with their normal modes (without ``vibrations`` none), best first; of those that the
+        engine relaxes to a copy of another, break, lose their stereo or end far above the best, none. Raises JobFailure where
+        none is left."""
         starts = conformers(self.species, count, self.seed)
         if not starts:
             raise JobFailure("RDKit cannot embed it in three dimensions")
@@ -81,7 +83,7 @@ class Sampler:
         reasons: list[str] = []
         for start in starts:
             try:
-                modes = settle(start, self.engine)
+                modes = settle(start, self.engine) if vibrations else resting(relax(start, self.engine))
                 self._check(modes.minimum.positions)
                 energy = self.engine.label(modes.minimum).energy
             except (JobFailure, EngineFailure) as failure:
@@ -175,4 +177,4 @@ class Sampler:
         forces = frame.arrays["forces"]
         if not np.isfinite(forces).all() or np.linalg.norm(forces, axis=1).max() > LARGEST:
             return None
-        return dataclasses.replace(frame, source=kind)
+        return dataclasses.replace(frame, source=f"{self.of} {kind}".strip())
