@@ -1,7 +1,8 @@
-"""What ``forcewell generate molecules`` and ``forcewell generate corpus`` do."""
+"""What ``forcewell generate molecules``, ``corpus``, ``card`` and ``sample`` do."""
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 from typing import Annotated, Any
@@ -171,12 +172,60 @@ def corpus(
         say(line)
 
 
+def card(store: Path, *, out: Path | None = None, title: str = "Generated data") -> None:
+    """Write the data card of a generated store: counts, temperatures, forces, costs, the doctor's verdict, SHA-256, in Markdown.
+
+    Example: forcewell generate card corpus.fw --out corpus.md --title "Forcewell corpus"
+
+    Parameters
+    ----------
+    store
+        A finished store.
+    out
+        The file to write; default: the terminal.
+    title
+        First line of the card.
+    """
+    from forcewell.generate.card import data_card
+    from forcewell.generate.sample import open_generated
+
+    text = data_card(open_generated(store), title)
+    if out is None:
+        say(text)
+        return
+    temporary = out.with_name(out.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, out)
+    say(f"wrote {out}")
+
+
+def sample(store: Path, *, out: Path, megabytes: float = 5.0) -> None:
+    """Write a stratified sample of a generated store: one small .npz file that holds every kind of frame in proportion.
+
+    Example: forcewell generate sample corpus.fw --out corpus.npz --megabytes 5
+
+    Parameters
+    ----------
+    store
+        A finished store.
+    out
+        The file to write, .npz; `forcewell data import generated FILE` reads it.
+    megabytes
+        Its size at most, of 1,000,000 bytes.
+    """
+    from forcewell.generate.sample import open_generated, write_sample
+
+    if megabytes <= 0:
+        raise InputError(f"--megabytes is {megabytes}; expected a size above 0")
+    number = write_sample(open_generated(store), out, int(megabytes * 1e6))
+    say(f"wrote {out}: {number} conformations, {out.stat().st_size / 1e6:.2f} MB")
+
+
 def campaign_settings(maker: Engine, exclude: str) -> dict[str, Any]:
-    """What all jobs of a campaign share, and what its store says about it."""
+    """What all jobs of a campaign share."""
     from forcewell.bonds import resolve
 
-    units = {"temperature": "K", "time": "fs"}
-    return {"source": "forcewell generate", **engine_settings(maker), "exclude": resolve(exclude), "property_units": units}
+    return {**engine_settings(maker), "exclude": resolve(exclude)}
 
 
 def frames_at(text: str, option: str) -> dict[float, int]:
