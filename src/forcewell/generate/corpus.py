@@ -49,13 +49,14 @@ class Loops(BaseModel):
 
 
 class Recipe(BaseModel):
-    """A whole data set. exclude: benchmark molecules to leave out: all, benchmark, none or names."""
+    """A whole data set. engine: labels. sampler: another engine that relaxes and moves the molecules, "" for the same. exclude: benchmark molecules to leave out: all, benchmark, none or names."""
 
     model_config = ConfigDict(extra="forbid")
 
     title: str
     engine: str = "gfn2"
     engine_settings: dict[str, float | str] = {}
+    sampler: str = ""
     seed: int = 0
     exclude: str = "all"
     parts: list[Annotated[Molecules | Loops, Field(discriminator="kind")]] = Field(min_length=1)

@@ -26,6 +26,7 @@ def molecules(
     smiles: Path | None = None,
     source: str | None = None,
     engine_name: Annotated[str, Parameter(name="--engine")] = "gfn2",
+    sampler: str | None = None,
     conformers: int = 2,
     minima: bool = True,
     modes: str = "300:20,600:20,1000:20",
@@ -67,6 +68,8 @@ def molecules(
         store or file with SMILES.
     engine_name
         What relaxes, samples and labels: gfn2, gfn1, pyscf:METHOD/BASIS, ase:MODULE.CLASS, or a Forcewell model.
+    sampler
+        Another engine that relaxes and moves the molecules, e.g. gfn2 where DFT labels them; no frame is then flagged as a minimum.
     conformers
         Different minima of each molecule at most.
     minima
@@ -122,7 +125,7 @@ def molecules(
     if limit is not None and limit < len(species):
         species = random.Random(seed).sample(species, limit)
     jobs = [Job("molecule", arguments) for arguments in molecule_jobs(species, sampling, seed)]
-    settings = campaign_settings(engine(engine_name), exclude)
+    settings = campaign_settings(engine(engine_name), sampler or "", exclude)
     say(f"{len(jobs)} molecules" + (f", {chosen.excluded} benchmark molecules left out" if chosen.excluded else ""))
     done = run(
         jobs, "forcewell.generate.sampling:molecule", out, settings, executor=executor, workers=workers, retry_failed=retry_failed, progress=True
@@ -164,7 +167,7 @@ def corpus(
     maker = engine(plan.engine, **plan.engine_settings)
     jobs = recipe_jobs(plan)
     say(f"{plan.title}: {len(jobs)} jobs")
-    settings = campaign_settings(maker, plan.exclude)
+    settings = campaign_settings(maker, plan.sampler, plan.exclude)
     done = run(
         jobs, "forcewell.generate.sampling:molecule", out, settings, executor=executor, workers=workers, retry_failed=retry_failed, progress=True
     )
@@ -221,11 +224,12 @@ def sample(store: Path, *, out: Path, megabytes: float = 5.0) -> None:
     say(f"wrote {out}: {number} conformations, {out.stat().st_size / 1e6:.2f} MB")
 
 
-def campaign_settings(maker: Engine, exclude: str) -> dict[str, Any]:
+def campaign_settings(maker: Engine, sampler: str, exclude: str) -> dict[str, Any]:
     """What all jobs of a campaign share."""
     from forcewell.bonds import resolve
 
-    return {**engine_settings(maker), "exclude": resolve(exclude)}
+    moving = engine_settings(engine(sampler)) if sampler and sampler != maker.name else None
+    return {**engine_settings(maker), "sampler": moving, "exclude": resolve(exclude)}
 
 
 def frames_at(text: str, option: str) -> dict[float, int]:

@@ -30,12 +30,13 @@ HIGH = 1.0  # eV above the best: a minimum of conformers that no temperature her
 def molecule(arguments: dict[str, Any]) -> list[System]:
     """Labelled frames of one molecule.
 
-    arguments: smiles, spin and seed; what ``planning.Sampling`` declares, temperatures as text; and ``campaign.engine_settings``.
+    arguments: smiles, spin, seed and of; what ``planning.Sampling`` declares, temperatures as text; ``campaign.engine_settings``, and under
+    "sampler" those of another engine that moves the molecule, or None.
 
     Raises JobFailure with the reason where RDKit cannot embed it, relaxation changes its bonds or stereo, or nothing converges.
     """
     species = read_species(arguments["smiles"], arguments["spin"])
-    job = Sampler(species, engine_of(arguments), arguments["seed"], arguments["of"])
+    job = Sampler(species, engine_of(arguments["sampler"] or arguments), engine_of(arguments), arguments["seed"], arguments["of"])
     minima = job.minima(arguments["conformers"], arguments["vibrations"])
     frames = [frame for modes in minima for frame in job.minimum(modes)] if arguments["minima"] else []
     for temperature, count in arguments["modes"].items():
@@ -60,16 +61,18 @@ def _shares(count: int, parts: int) -> list[int]:
 @lru_cache(maxsize=64)
 def _partner(smiles: str, maker: Engine) -> tuple[Species, Modes]:
     """The best minimum of another molecule, kept for the next job of this process; the same whichever job asks."""
-    job = Sampler(read_species(smiles), maker, seed=0)
+    job = Sampler(read_species(smiles), maker, maker, seed=0)
     return job.species, job.minima(1)[0]
 
 
 class Sampler:
-    """What is sampled of one molecule, with one engine. ``generator`` makes all random choices; frames are of a source named
-    after their kind, with ``of`` before it."""
+    """What is sampled of one molecule. engine: moves it; labeller: labels its frames, the same or a dearer one.
 
-    def __init__(self, species: Species, engine: Engine, seed: int, of: str = "") -> None:
-        self.species, self.engine, self.seed, self.of = species, engine, seed, of
+    ``generator`` makes all random choices. Frames are of a source named after their kind, with ``of`` before it.
+    """
+
+    def __init__(self, species: Species, engine: Engine, labeller: Engine, seed: int, of: str = "") -> None:
+        self.species, self.engine, self.labeller, self.seed, self.of = species, engine, labeller, seed, of
         self.generator = np.random.default_rng(seed)
 
     def minima(self, count: int, vibrations: bool = True) -> list[Modes]:
@@ -104,9 +107,10 @@ class Sampler:
             raise JobFailure("relaxation with this engine changes its stereo")
 
     def minimum(self, modes: Modes) -> list[System]:
-        """The minimum itself, flagged so where its label agrees that no force is left."""
-        frame = self._labelled(modes.minimum, "minimum", equilibrium=True)
-        if frame is None or np.abs(frame.arrays["forces"]).max() > REST:
+        """The minimum itself, flagged so; none where the label has forces left. Another engine's minimum is a frame like others."""
+        own = self.labeller is self.engine
+        frame = self._labelled(modes.minimum, "minimum", equilibrium=own)
+        if frame is None or (own and np.abs(frame.arrays["forces"]).max() > REST):
             return []
         return [frame]
 
@@ -121,8 +125,10 @@ class Sampler:
         """``count`` frames displaced along the normal modes, fewer where three times as many tries do not give them."""
         frames: list[System] = []
         limit = ABOVE * 0.5 * len(modes.frequencies) * thermal_energy(temperature)
-        bottom = self.engine.label(modes.minimum).energy
-        for positions in sample_modes(modes, temperature, 3 * count, self.generator) if len(modes.frequencies) else []:
+        if not count or not len(modes.frequencies):
+            return []
+        bottom = self.labeller.label(modes.minimum).energy
+        for positions in sample_modes(modes, temperature, 3 * count, self.generator):
             if len(frames) == count:
                 break
             if intact(self.species.bonds, self.species.numbers, positions):
@@ -171,7 +177,7 @@ class Sampler:
     def _labelled(self, system: System, kind: str, **known: Any) -> System | None:
         """A frame with its labels and where it is from; None where the engine fails or a force is beyond any molecule's."""
         try:
-            frame = labelled(system, self.engine, **{"seed": self.seed, "equilibrium": False, **known})
+            frame = labelled(system, self.labeller, **{"seed": self.seed, "equilibrium": False, **known})
         except EngineFailure:
             return None
         forces = frame.arrays["forces"]
