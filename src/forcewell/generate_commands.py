@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import cyclopts
 
-from forcewell.generate.molecules_command import corpus, molecules
+from forcewell.generate.molecules_command import card, corpus, molecules, sample
 
 app = cyclopts.App(name="generate", help="Generate labelled data: structures, conformations and labels by xTB, DFT or any ASE calculator.")
 app.command(molecules)
 app.command(corpus)
+app.command(card)
+app.command(sample)

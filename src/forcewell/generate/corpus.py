@@ -5,16 +5,17 @@ from __future__ import annotations
 import random
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from forcewell.errors import InputError, nearest
 from forcewell.generate.campaign import Job
+from forcewell.generate.families import choose_families
 from forcewell.generate.planning import Request, Sampling, choose, molecule_jobs, source_smiles, validated
-from forcewell.generate.sampling import molecule
-from forcewell.system import System
+from forcewell.generate.ring_opening import loop, open_ring
+from forcewell.generate.species import Species, read_species
 
 
 class Molecules(BaseModel):
@@ -35,22 +36,30 @@ class Molecules(BaseModel):
     sampling: Sampling = Sampling()
 
 
+class Loops(BaseModel):
+    """Loops of ring-opened monomers (``forcewell generate polymers``). families: names or classes, or all. atoms: at most."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["loops"]
+    families: str = "all"
+    loops: list[int] = [3, 4, 5, 6]
+    atoms: int = Field(default=64, ge=1)
+    sampling: Sampling = Sampling()
+
+
 class Recipe(BaseModel):
-    """A whole data set. exclude: benchmark molecules to leave out: all, benchmark, none or names."""
+    """A whole data set. engine: labels. sampler: another engine that relaxes and moves the molecules, "" for the same. exclude: benchmark molecules to leave out: all, benchmark, none or names."""
 
     model_config = ConfigDict(extra="forbid")
 
     title: str
     engine: str = "gfn2"
     engine_settings: dict[str, float | str] = {}
+    sampler: str = ""
     seed: int = 0
     exclude: str = "all"
-    parts: list[Molecules] = Field(min_length=1)
-
-
-def frames(arguments: dict[str, Any]) -> list[System]:
-    """The frames of one job of a recipe, whatever its kind. Raises JobFailure with the reason."""
-    return molecule(arguments)
+    parts: list[Annotated[Molecules | Loops, Field(discriminator="kind")]] = Field(min_length=1)
 
 
 def load_recipe(name: str) -> Recipe:
@@ -73,24 +82,39 @@ def load_recipe(name: str) -> Recipe:
 
 
 def recipe_jobs(recipe: Recipe) -> list[Job]:
-    """All jobs of a recipe, longest kinds last; the same every time."""
+    """All jobs of a recipe; the same every time. Raises InputError for a SMILES of its lists that cannot be used."""
     jobs: list[Job] = []
     met: set[str] = set()
     for part in recipe.parts:
-        requests = [Request(smiles, None, f"recipe: {smiles}") for smiles in part.smiles]
-        chosen = choose(requests, exclude=recipe.exclude)
-        if chosen.left_out:
-            raise InputError(chosen.left_out[0])
-        species = chosen.species
-        if part.source:
-            found = choose(
-                source_smiles(part.source), exclude=recipe.exclude, elements=part.elements, heavy_atoms=part.heavy_atoms, neutral=part.neutral
-            ).species
-            if part.limit is not None and part.limit < len(found):
-                found = random.Random(recipe.seed).sample(found, part.limit)
-            species = [*species, *found]
         # A molecule that several parts name belongs to the first.
-        species = [one for one in species if one.smiles not in met]
+        species = [one for one in (_loops(part) if isinstance(part, Loops) else _molecules(part, recipe)) if one.smiles not in met]
         met |= {one.smiles for one in species}
-        jobs += [Job("molecule", arguments) for arguments in molecule_jobs(species, part.sampling, recipe.seed)]
+        _listed(part.sampling.partners, recipe)
+        of = "loop" if isinstance(part, Loops) else ""
+        jobs += [Job(of or "molecule", arguments) for arguments in molecule_jobs(species, part.sampling, recipe.seed, of)]
     return jobs
+
+
+def _molecules(part: Molecules, recipe: Recipe) -> list[Species]:
+    listed = _listed(part.smiles, recipe)
+    if not part.source:
+        return listed
+    requests = source_smiles(part.source)
+    found = choose(requests, exclude=recipe.exclude, elements=part.elements, heavy_atoms=part.heavy_atoms, neutral=part.neutral).species
+    limited = part.limit is not None and part.limit < len(found)
+    return [*listed, *(random.Random(recipe.seed).sample(found, part.limit or 0) if limited else found)]
+
+
+def _listed(smiles: list[str], recipe: Recipe) -> list[Species]:
+    chosen = choose([Request(one, None, "recipe") for one in smiles], exclude=recipe.exclude)
+    if chosen.left_out:
+        raise InputError(chosen.left_out[0])
+    if chosen.excluded:
+        raise InputError(f"recipe: {chosen.excluded} of the SMILES listed are benchmark molecules, which exclude: {recipe.exclude} leaves out")
+    return chosen.species
+
+
+def _loops(part: Loops) -> list[Species]:
+    openings = [open_ring(family.smiles) for family in choose_families(part.families)]
+    wanted = [(opening, repeats) for opening in openings for repeats in part.loops if opening.atoms * repeats <= part.atoms]
+    return [read_species(loop(opening, repeats)) for opening, repeats in wanted]

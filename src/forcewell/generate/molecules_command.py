@@ -1,7 +1,8 @@
-"""What ``forcewell generate molecules`` and ``forcewell generate corpus`` do."""
+"""What ``forcewell generate molecules``, ``corpus``, ``card`` and ``sample`` do."""
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from cyclopts import Parameter
 from forcewell.display import say
 from forcewell.engines import Engine, engine
 from forcewell.errors import InputError
-from forcewell.generate.campaign import Job, Summary, run
+from forcewell.generate.campaign import Job, engine_settings, run
 from forcewell.generate.corpus import load_recipe, recipe_jobs
 from forcewell.generate.planning import Chosen, Sampling, choose, molecule_jobs, read_smiles, source_smiles, validated
 from forcewell.generate.species import Species
@@ -25,6 +26,7 @@ def molecules(
     smiles: Path | None = None,
     source: str | None = None,
     engine_name: Annotated[str, Parameter(name="--engine")] = "gfn2",
+    sampler: str | None = None,
     conformers: int = 2,
     minima: bool = True,
     modes: str = "300:20,600:20,1000:20",
@@ -66,6 +68,8 @@ def molecules(
         store or file with SMILES.
     engine_name
         What relaxes, samples and labels: gfn2, gfn1, pyscf:METHOD/BASIS, ase:MODULE.CLASS, or a Forcewell model.
+    sampler
+        Another engine that relaxes and moves the molecules, e.g. gfn2 where DFT labels them; no frame is then flagged as a minimum.
     conformers
         Different minima of each molecule at most.
     minima
@@ -121,12 +125,13 @@ def molecules(
     if limit is not None and limit < len(species):
         species = random.Random(seed).sample(species, limit)
     jobs = [Job("molecule", arguments) for arguments in molecule_jobs(species, sampling, seed)]
-    settings = campaign_settings(engine(engine_name), exclude)
+    settings = campaign_settings(engine(engine_name), sampler or "", exclude)
     say(f"{len(jobs)} molecules" + (f", {chosen.excluded} benchmark molecules left out" if chosen.excluded else ""))
     done = run(
         jobs, "forcewell.generate.sampling:molecule", out, settings, executor=executor, workers=workers, retry_failed=retry_failed, progress=True
     )
-    report(done, out)
+    for line in done.lines():
+        say(line)
 
 
 def corpus(
@@ -162,25 +167,69 @@ def corpus(
     maker = engine(plan.engine, **plan.engine_settings)
     jobs = recipe_jobs(plan)
     say(f"{plan.title}: {len(jobs)} jobs")
-    settings = campaign_settings(maker, plan.exclude, plan.engine_settings)
+    settings = campaign_settings(maker, plan.sampler, plan.exclude)
     done = run(
-        jobs, "forcewell.generate.corpus:frames", out, settings, executor=executor, workers=workers, retry_failed=retry_failed, progress=True
+        jobs, "forcewell.generate.sampling:molecule", out, settings, executor=executor, workers=workers, retry_failed=retry_failed, progress=True
     )
-    report(done, out)
+    for line in done.lines():
+        say(line)
 
 
-def campaign_settings(maker: Engine, exclude: str, engine_settings: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What all jobs of a campaign share, and what its store says about it."""
+def card(store: Path, *, out: Path | None = None, title: str = "Generated data") -> None:
+    """Write the data card of a generated store: counts, temperatures, forces, costs, the doctor's verdict, SHA-256, in Markdown.
+
+    Example: forcewell generate card corpus.fw --out corpus.md --title "Forcewell corpus"
+
+    Parameters
+    ----------
+    store
+        A finished store.
+    out
+        The file to write; default: the terminal.
+    title
+        First line of the card.
+    """
+    from forcewell.generate.card import data_card
+    from forcewell.generate.sample import open_generated
+
+    text = data_card(open_generated(store), title)
+    if out is None:
+        say(text)
+        return
+    temporary = out.with_name(out.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, out)
+    say(f"wrote {out}")
+
+
+def sample(store: Path, *, out: Path, megabytes: float = 5.0) -> None:
+    """Write a stratified sample of a generated store: one small .npz file that holds every kind of frame in proportion.
+
+    Example: forcewell generate sample corpus.fw --out corpus.npz --megabytes 5
+
+    Parameters
+    ----------
+    store
+        A finished store.
+    out
+        The file to write, .npz; `forcewell data import generated FILE` reads it.
+    megabytes
+        Its size at most, of 1,000,000 bytes.
+    """
+    from forcewell.generate.sample import open_generated, write_sample
+
+    if megabytes <= 0:
+        raise InputError(f"--megabytes is {megabytes}; expected a size above 0")
+    number = write_sample(open_generated(store), out, int(megabytes * 1e6))
+    say(f"wrote {out}: {number} conformations, {out.stat().st_size / 1e6:.2f} MB")
+
+
+def campaign_settings(maker: Engine, sampler: str, exclude: str) -> dict[str, Any]:
+    """What all jobs of a campaign share."""
     from forcewell.bonds import resolve
 
-    return {
-        "source": "forcewell generate",
-        "engine": maker.name,
-        "engine_settings": dict(engine_settings or {}),
-        "version": maker.version,
-        "exclude": resolve(exclude),
-        "property_units": {"temperature": "K", "time": "fs"},
-    }
+    moving = engine_settings(engine(sampler)) if sampler and sampler != maker.name else None
+    return {**engine_settings(maker), "sampler": moving, "exclude": resolve(exclude)}
 
 
 def frames_at(text: str, option: str) -> dict[float, int]:
@@ -211,10 +260,3 @@ def _usable(chosen: Chosen, skip: bool) -> list[Species]:
         why = f"; {chosen.excluded} are benchmark molecules (--exclude none samples them)" if chosen.excluded else ""
         raise InputError(f"there is no molecule to sample{why}")
     return chosen.species
-
-
-def report(done: Summary, out: Path) -> None:
-    """What a campaign came to, in a few lines."""
-    say(f"{out}: {done.frames} conformations; jobs: {done.done} done, {done.failed} failed, {done.left} left; {done.cpu_seconds:,.0f} CPU seconds")
-    for reason, number in sorted(done.reasons.items(), key=lambda entry: -entry[1]):
-        say(f"  {number} failed: {reason}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from forcewell.bonds import resolve
 from forcewell.conformers import require_rdkit
@@ -26,12 +26,15 @@ class Sampling(BaseModel):
     """What is sampled of each molecule. Frames by temperature in K; 0 frames or an empty table: none of that kind.
 
     spacing, timestep, equilibration: fs, of molecular dynamics. torsion_points: per scan of a rotatable bond, of ``rotors`` bonds.
+    vibrations: whether each minimum's normal modes are computed (6 n evaluations), so that saddle points are told and left downhill;
+    without them there are no frames along modes and no dimers, and dynamics starts at the minimum.
     dimers: pairs, with molecules of ``partners`` (SMILES) or itself in turn.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     conformers: int = Field(default=2, ge=1)
+    vibrations: bool = True
     minima: bool = True
     modes: dict[float, int] = {300: 20, 600: 20, 1000: 20}
     dynamics: dict[float, int] = {500: 20, 1000: 20}
@@ -42,6 +45,12 @@ class Sampling(BaseModel):
     rotors: int = Field(default=2, ge=0)
     dimers: int = Field(default=0, ge=0)
     partners: list[str] = []
+
+    @model_validator(mode="after")
+    def _possible(self) -> Sampling:
+        if not self.vibrations and (self.modes or self.dimers):
+            raise ValueError("frames along normal modes and dimers need vibrations: true")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +214,8 @@ def _number(symbol: str) -> int:
     return atomic_numbers[symbol]
 
 
-def molecule_jobs(species: Sequence[Species], sampling: Sampling, seed: int) -> list[dict[str, Any]]:
-    """Arguments of ``sampling.molecule``, one for each species.
+def molecule_jobs(species: Sequence[Species], sampling: Sampling, seed: int, of: str = "") -> list[dict[str, Any]]:
+    """Arguments of ``sampling.molecule``, one for each species. of: what they are, where not plain molecules, e.g. "loop".
 
     Seed and partners depend on the species and ``seed`` alone, so that adding or removing a molecule leaves the others as they are.
     """
@@ -215,7 +224,7 @@ def molecule_jobs(species: Sequence[Species], sampling: Sampling, seed: int) -> 
         chooser = random.Random(f"{seed} {one.smiles} {one.spin}")
         described = sampling.model_dump(exclude={"modes", "dynamics"})
         described |= {name: {f"{t:g}": n for t, n in sorted(getattr(sampling, name).items())} for name in ("modes", "dynamics")}
-        jobs.append({"smiles": one.smiles, "spin": one.spin, "seed": chooser.randrange(2**31), **described})
+        jobs.append({"smiles": one.smiles, "spin": one.spin, "seed": chooser.randrange(2**31), "of": of, **described})
     return jobs
 
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from forcewell.engines import Engine, EngineFailure, engine, labelled
-from forcewell.generate.campaign import JobFailure
+from forcewell.engines import Engine, EngineFailure, labelled
+from forcewell.generate.campaign import JobFailure, engine_of
 from forcewell.generate.conformers import alike, conformers, moments_of
 from forcewell.generate.dimers import dimer
 from forcewell.generate.dynamics import molecular_dynamics
-from forcewell.generate.relaxation import moved
+from forcewell.generate.relaxation import moved, relax
 from forcewell.generate.species import Species, intact, kept_stereo, read_species
 from forcewell.generate.torsions import scan_torsions
-from forcewell.generate.vibrations import Modes, sample_modes, settle
+from forcewell.generate.vibrations import Modes, resting, sample_modes, settle
 from forcewell.system import System
 from forcewell.units import thermal_energy
 
@@ -30,13 +30,14 @@ HIGH = 1.0  # eV above the best: a minimum of conformers that no temperature her
 def molecule(arguments: dict[str, Any]) -> list[System]:
     """Labelled frames of one molecule.
 
-    arguments: smiles, spin and seed; what ``planning.Sampling`` declares, temperatures as text; engine and engine_settings.
+    arguments: smiles, spin, seed and of; what ``planning.Sampling`` declares, temperatures as text; ``campaign.engine_settings``, and under
+    "sampler" those of another engine that moves the molecule, or None.
 
     Raises JobFailure with the reason where RDKit cannot embed it, relaxation changes its bonds or stereo, or nothing converges.
     """
     species = read_species(arguments["smiles"], arguments["spin"])
-    job = Sampler(species, engine(arguments["engine"], **arguments["engine_settings"]), arguments["seed"])
-    minima = job.minima(arguments["conformers"])
+    job = Sampler(species, engine_of(arguments["sampler"] or arguments), engine_of(arguments), arguments["seed"], arguments["of"])
+    minima = job.minima(arguments["conformers"], arguments["vibrations"])
     frames = [frame for modes in minima for frame in job.minimum(modes)] if arguments["minima"] else []
     for temperature, count in arguments["modes"].items():
         for modes, share in zip(minima, _shares(count, len(minima)), strict=True):
@@ -58,22 +59,26 @@ def _shares(count: int, parts: int) -> list[int]:
 
 
 @lru_cache(maxsize=64)
-def _partner(smiles: str, name: str, settings: tuple[tuple[str, Any], ...]) -> tuple[Species, Modes]:
+def _partner(smiles: str, maker: Engine) -> tuple[Species, Modes]:
     """The best minimum of another molecule, kept for the next job of this process; the same whichever job asks."""
-    job = Sampler(read_species(smiles), engine(name, **dict(settings)), seed=0)
+    job = Sampler(read_species(smiles), maker, maker, seed=0)
     return job.species, job.minima(1)[0]
 
 
 class Sampler:
-    """What is sampled of one molecule, with one engine. ``generator`` makes all random choices."""
+    """What is sampled of one molecule. engine: moves it; labeller: labels its frames, the same or a dearer one.
 
-    def __init__(self, species: Species, engine: Engine, seed: int) -> None:
-        self.species, self.engine, self.seed = species, engine, seed
+    ``generator`` makes all random choices. Frames are of a source named after their kind, with ``of`` before it.
+    """
+
+    def __init__(self, species: Species, engine: Engine, labeller: Engine, seed: int, of: str = "") -> None:
+        self.species, self.engine, self.labeller, self.seed, self.of = species, engine, labeller, seed, of
         self.generator = np.random.default_rng(seed)
 
-    def minima(self, count: int) -> list[Modes]:
-        """Up to ``count`` different minima with their normal modes, best first; of those that the engine relaxes to a copy of
-        another, break, lose their stereo or end far above the best, none. Raises JobFailure where none is left."""
+    def minima(self, count: int, vibrations: bool = True) -> list[Modes]:
+        """Up to ``count`` different minima with their normal modes (without ``vibrations`` none), best first; of those that the
+        engine relaxes to a copy of another, break, lose their stereo or end far above the best, none. Raises JobFailure where
+        none is left."""
         starts = conformers(self.species, count, self.seed)
         if not starts:
             raise JobFailure("RDKit cannot embed it in three dimensions")
@@ -81,7 +86,7 @@ class Sampler:
         reasons: list[str] = []
         for start in starts:
             try:
-                modes = settle(start, self.engine)
+                modes = settle(start, self.engine) if vibrations else resting(relax(start, self.engine))
                 self._check(modes.minimum.positions)
                 energy = self.engine.label(modes.minimum).energy
             except (JobFailure, EngineFailure) as failure:
@@ -102,9 +107,10 @@ class Sampler:
             raise JobFailure("relaxation with this engine changes its stereo")
 
     def minimum(self, modes: Modes) -> list[System]:
-        """The minimum itself, flagged so where its label agrees that no force is left."""
-        frame = self._labelled(modes.minimum, "minimum", equilibrium=True)
-        if frame is None or np.abs(frame.arrays["forces"]).max() > REST:
+        """The minimum itself, flagged so; none where the label has forces left. Another engine's minimum is a frame like others."""
+        own = self.labeller is self.engine
+        frame = self._labelled(modes.minimum, "minimum", equilibrium=own)
+        if frame is None or (own and np.abs(frame.arrays["forces"]).max() > REST):
             return []
         return [frame]
 
@@ -119,8 +125,10 @@ class Sampler:
         """``count`` frames displaced along the normal modes, fewer where three times as many tries do not give them."""
         frames: list[System] = []
         limit = ABOVE * 0.5 * len(modes.frequencies) * thermal_energy(temperature)
-        bottom = self.engine.label(modes.minimum).energy
-        for positions in sample_modes(modes, temperature, 3 * count, self.generator) if len(modes.frequencies) else []:
+        if not count or not len(modes.frequencies):
+            return []
+        bottom = self.labeller.label(modes.minimum).energy
+        for positions in sample_modes(modes, temperature, 3 * count, self.generator):
             if len(frames) == count:
                 break
             if intact(self.species.bonds, self.species.numbers, positions):
@@ -152,13 +160,12 @@ class Sampler:
     def dimers(self, minima: list[Modes], count: int, partners: list[str], temperature: float = PAIRS) -> list[System]:
         """``count`` pairs with one of ``partners`` or itself in turn, both displaced thermally, not relaxed."""
         frames: list[System] = []
-        settings = tuple(sorted(self.engine.settings.items())) if count else ()
         for k in range(count):
             mine = minima[k % len(minima)]
             species, other = self.species, minima[int(self.generator.integers(len(minima)))]
             if partners and k % 2 == 0:
                 chosen = partners[int(self.generator.integers(len(partners)))]
-                species, other = _partner(chosen, self.engine.name, settings)
+                species, other = _partner(chosen, self.engine)
             pair = [moved(modes.minimum, sample_modes(modes, temperature, 1, self.generator)[0]) for modes in (mine, other)]
             both = dimer(*pair, self.generator)
             bonds = np.concatenate([self.species.bonds, species.bonds + len(self.species.numbers)])
@@ -170,10 +177,10 @@ class Sampler:
     def _labelled(self, system: System, kind: str, **known: Any) -> System | None:
         """A frame with its labels and where it is from; None where the engine fails or a force is beyond any molecule's."""
         try:
-            frame = labelled(system, self.engine, **{"seed": self.seed, "equilibrium": False, **known})
+            frame = labelled(system, self.labeller, **{"seed": self.seed, "equilibrium": False, **known})
         except EngineFailure:
             return None
         forces = frame.arrays["forces"]
         if not np.isfinite(forces).all() or np.linalg.norm(forces, axis=1).max() > LARGEST:
             return None
-        return dataclasses.replace(frame, source=kind)
+        return dataclasses.replace(frame, source=f"{self.of} {kind}".strip())

@@ -49,6 +49,11 @@ def normal_modes(minimum: System, engine: Engine) -> Modes:
     return Modes(minimum, frequencies, (basis @ vectors).T.reshape(len(values), len(minimum), 3))
 
 
+def resting(minimum: System) -> Modes:
+    """No modes at all: a minimum whose vibrations are not known."""
+    return Modes(minimum, np.zeros(0), np.zeros((0, len(minimum), 3)))
+
+
 def _hessian(system: System, engine: Engine) -> np.ndarray:
     """(3n, 3n) eV/Å², symmetric."""
     atoms = atoms_of(system, engine.calculator(system, LABELS))
