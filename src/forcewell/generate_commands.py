@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cyclopts
 
+from forcewell.generate.enthalpy_command import enthalpy
 from forcewell.generate.molecules_command import card, corpus, molecules, sample
 from forcewell.generate.polymers_command import poly24, polymers
 
@@ -14,3 +15,4 @@ app.command(card)
 app.command(sample)
 app.command(polymers)
 app.command(poly24)
+app.command(enthalpy)

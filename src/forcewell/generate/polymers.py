@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from forcewell.generate.campaign import JobFailure, engine_of
@@ -16,7 +15,7 @@ from forcewell.generate.relaxation import FORCE, relax
 from forcewell.generate.ring_opening import ENDS, Opening, chain, loop
 from forcewell.generate.sampling import Sampler
 from forcewell.generate.species import read_species
-from forcewell.generate.vibrations import Modes
+from forcewell.generate.vibrations import Modes, resting
 from forcewell.system import System
 
 POLY24 = (1, 3, 4, 5, 6, 15)  # repeat units of the poly24 loops; one is the monomer
@@ -82,21 +81,23 @@ def polymer_jobs(polymers: Sequence[Polymer], sampling: PolymerSampling, seed: i
     shared["dynamics"] = {f"{temperature:g}": frames for temperature, frames in sorted(sampling.dynamics.items())}
     jobs = []
     for one in polymers:
+        of = "chain" if not one.cyclic else "loop" if one.repeats > 1 else "monomer"
         for start in range(sampling.starts):
             chosen = random.Random(f"{seed} {one.smiles} {start}").randrange(2**30)
             minima = sampling.minima and (one.repeats > 1 or start == 0)
-            jobs.append({"smiles": one.smiles, "start": start, "seed": chosen, "minima": minima, **shared})
+            jobs.append({"smiles": one.smiles, "of": of, "start": start, "seed": chosen, "minima": minima, **shared})
     return jobs
 
 
 def polymer(arguments: dict[str, Any]) -> list[System]:
     """Labelled frames of one start of one polymer: its minimum, and trajectories from it.
 
-    arguments: those of ``polymer_jobs``, and ``campaign.engine_settings``. The frames carry the stereo that this start obtained.
+    arguments: those of ``polymer_jobs``, with the engines as in ``sampling.molecule``. The frames carry the stereo that this start obtained.
 
     Raises JobFailure with the reason where RDKit cannot embed it, or relaxation changes its bonds or stereo or does not end.
     """
-    job = _Start(read_species(arguments["smiles"]), engine_of(arguments), arguments["seed"])
+    makers = engine_of(arguments["sampler"] or arguments), engine_of(arguments)
+    job = _Start(read_species(arguments["smiles"]), *makers, arguments["seed"], arguments["of"])
     rest = job.rest(FORCE if arguments["minima"] else LOOSE)
     frames = job.minimum(rest) if arguments["minima"] else []
     timing = {name: arguments[name] for name in ("spacing", "timestep", "equilibration")}
@@ -117,4 +118,4 @@ class _Start(Sampler):
             raise JobFailure("RDKit cannot embed it in three dimensions")
         minimum = relax(starts[0], self.engine, force, STEPS)
         self._check(minimum.positions)
-        return Modes(minimum, np.zeros(0), np.zeros((0, len(minimum), 3)))
+        return resting(minimum)

@@ -11,9 +11,9 @@ from cyclopts import Parameter
 from forcewell.display import say
 from forcewell.engines import engine
 from forcewell.errors import InputError
-from forcewell.generate.campaign import Job, engine_settings, run
+from forcewell.generate.campaign import Job, run
 from forcewell.generate.families import choose_families
-from forcewell.generate.molecules_command import frames_at
+from forcewell.generate.molecules_command import campaign_settings, frames_at
 from forcewell.generate.planning import validated
 from forcewell.generate.polymer_cost import LAWS, TITLES, Cost, costs, law_of
 from forcewell.generate.polymers import PolymerSampling, polymer_jobs, polymers_of
@@ -31,6 +31,7 @@ def polymers(
     ends: str = ",".join(ENDS),
     starts: int = 10,
     engine_name: Annotated[str, Parameter(name="--engine")] = "gfn2",
+    sampler: str | None = None,
     minima: bool = True,
     dynamics: str = "500:100",
     spacing: float = 10.0,
@@ -74,6 +75,8 @@ def polymers(
         Embeddings of each polymer, each with a trajectory of its own.
     engine_name
         What relaxes, samples and labels: gfn2, gfn1, pyscf:METHOD/BASIS, ase:MODULE.CLASS, or a Forcewell model.
+    sampler
+        Another engine that relaxes and samples; the frames are then labelled by --engine alone.
     minima
         Relax to minima and keep them, flagged as such.
     dynamics
@@ -106,13 +109,14 @@ def polymers(
     }, "forcewell generate polymers")  # fmt: skip
     named = {monomer: monomer} if monomer is not None else {one.title: one.smiles for one in choose_families(family or "")}
     openings = [_told(title, open_ring(smiles)) for title, smiles in named.items()]
-    _campaign(openings, sampling, engine_name, seed, out, dry_run, executor, workers, retry_failed)
+    _campaign(openings, sampling, engine_name, sampler, seed, out, dry_run, executor, workers, retry_failed)
 
 
 def poly24(
     *,
     out: Path | None = None,
     engine_name: Annotated[str, Parameter(name="--engine")] = "gfn2",
+    sampler: str | None = None,
     seed: int = 0,
     dry_run: Annotated[bool, Parameter(negative=())] = False,
     executor: str = "local",
@@ -133,6 +137,8 @@ def poly24(
         The store to write; the campaign's journal is kept in it.
     engine_name
         What relaxes, samples and labels: gfn2, gfn1, pyscf:METHOD/BASIS, ase:MODULE.CLASS, or a Forcewell model.
+    sampler
+        Another engine that relaxes and samples; the frames are then labelled by --engine alone.
     seed
         Of all random choices.
     dry_run
@@ -145,7 +151,7 @@ def poly24(
         Try failed starts again.
     """
     openings = [_told(one.title, open_ring(one.smiles)) for one in choose_families("all")]
-    _campaign(openings, PolymerSampling(), engine_name, seed, out, dry_run, executor, workers, retry_failed)
+    _campaign(openings, PolymerSampling(), engine_name, sampler, seed, out, dry_run, executor, workers, retry_failed)
 
 
 def _told(title: str, opening: Opening) -> Opening:
@@ -154,8 +160,8 @@ def _told(title: str, opening: Opening) -> Opening:
 
 
 def _campaign(
-    openings: Sequence[Opening], sampling: PolymerSampling, engine_name: str, seed: int, out: Path | None, dry_run: bool,
-    executor: str, workers: int | None, retry_failed: bool,
+    openings: Sequence[Opening], sampling: PolymerSampling, engine_name: str, sampler: str | None, seed: int, out: Path | None,
+    dry_run: bool, executor: str, workers: int | None, retry_failed: bool,
 ) -> None:  # fmt: skip
     found = polymers_of(openings, sampling)
     if not found:
@@ -172,8 +178,8 @@ def _campaign(
     if out is None:
         raise InputError("give --out STORE, where to write to (or --dry-run)")
     done = run(
-        jobs, "forcewell.generate.polymers:polymer", out, engine_settings(maker), executor=executor, workers=workers,
-        retry_failed=retry_failed, progress=True,
+        jobs, "forcewell.generate.polymers:polymer", out, campaign_settings(maker, sampler or "", "none"), executor=executor,
+        workers=workers, retry_failed=retry_failed, progress=True,
     )  # fmt: skip
     for line in done.lines():
         say(line)
