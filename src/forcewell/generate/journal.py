@@ -150,29 +150,24 @@ class Journal:
         self._writer.manifest |= {"journal": self._stream.tell(), "complete": False, "references": {}}
         self._writer.flush()
         for key in self._unflushed:
-            self._remove(key)
+            for suffix in ("json", "arrow"):  # in this order: frames without their entry are nothing
+                self._file(key, suffix).unlink(missing_ok=True)
         self._unflushed, self._bytes = [], 0
 
     def _left_waiting(self) -> list[dict[str, Any]]:
         """The finished jobs that a process before left; what is in the journal already, or half written, is removed."""
         found = []
-        for file in sorted((self.path / JOBS).iterdir()):
-            if file.suffix == ".tmp":
-                file.unlink()
-            elif file.suffix == ".json":
-                entry = json.loads(file.read_text(encoding="utf-8"))
-                if entry["try"] == self._tried[entry["key"]] + 1:
-                    found.append(entry)
-                else:
-                    self._remove(entry["key"])
+        for file in sorted((self.path / JOBS).glob("*.json")):
+            entry = json.loads(file.read_text(encoding="utf-8"))
+            if entry["try"] == self._tried[entry["key"]] + 1:
+                found.append(entry)
+        kept = {self._file(entry["key"], suffix) for entry in found for suffix in ("json", "arrow")}
+        for file in set((self.path / JOBS).iterdir()) - kept:
+            file.unlink()
         return found
 
     def _file(self, key: str, suffix: str) -> Path:
         return self.path / JOBS / f"{key}.{suffix}"
-
-    def _remove(self, key: str) -> None:
-        for suffix in ("json", "arrow"):  # in this order: frames without their entry are nothing
-            self._file(key, suffix).unlink(missing_ok=True)
 
 
 class _Waiting(Sharded):
