@@ -16,6 +16,7 @@ TRIES = 4  # embeddings per conformer wanted
 WORST = 25 * KCAL_PER_MOL
 ALIKE = 0.02 * KCAL_PER_MOL, 0.005  # eV, and relative: copies agree in energy and in the principal moments of inertia
 ITERATIONS = 2000  # MMFF94 needs as many for 360 atoms
+BIGGEST = 400  # atoms; a loop of 15 cyclooctanes has 360 and takes 3 s to embed
 
 
 def conformers(species: Species, count: int, seed: int, tries: int | None = None) -> list[System]:
@@ -24,7 +25,7 @@ def conformers(species: Species, count: int, seed: int, tries: int | None = None
     tries: embeddings to choose from. Fewer than ``count`` come back where the molecule has no more; none where RDKit cannot
     embed it. Each carries charge, spin and formal charges, and the stereo that it obtained as its SMILES.
     """
-    molecule = embed(species.smiles, tries or TRIES * count, seed)
+    molecule = embed(species.smiles, tries or TRIES * count, seed, BIGGEST)
     if molecule is None:
         return []
     energies = _relaxed(molecule)
