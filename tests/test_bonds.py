@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 from ase.build import molecule
 
-from forcewell.bonds import BENCHMARK, FINE_TUNED, _component_hashes, benchmark_hash, bonds, component_hashes, excluded, graph_hashes, identify, resolve
+from forcewell.bonds import (
+    BENCHMARK,
+    FINE_TUNED,
+    _component_hashes,
+    benchmark_hash,
+    bonds,
+    component_hashes,
+    excluded,
+    graph_hashes,
+    identify,
+    resolve,
+)
 from forcewell.errors import InputError
 from forcewell.importing import import_source
 from forcewell.sources import SOURCES

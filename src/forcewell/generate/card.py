@@ -21,10 +21,18 @@ def data_card(store: Store, title: str) -> str:
     """Markdown: counts by kind and element, temperatures, distribution of forces, energies, costs, verdict of the doctor, SHA-256."""
     facts = _facts(store)
     kinds = np.array(store.sources, dtype=object)[store.column("source")]
-    lines = [f"# {title}", "", _summary(store), "", "## What is in it", "", *_by_kind(store, kinds, facts), ""]
-    lines += [*_by_element(facts), "", *_by_temperature(store, kinds), "", "## Forces", "", *_by_force(kinds, facts), ""]
-    lines += ["## Energies", "", *_energies(store), "", "## Cost", "", *_cost(store.path), "", "## Doctor's verdict", "", *_verdict(store), ""]
-    return "\n".join([*lines, "## Files", "", *_files(store), ""])
+    parts = {
+        "What is in it": [*_by_kind(store, kinds), "", *_by_element(facts), "", *_by_temperature(store, kinds)],
+        "Forces": _by_force(kinds, facts),
+        "Energies": _energies(store),
+        "Cost": _cost(store.path),
+        "Doctor's verdict": _verdict(store),
+        "Files": _files(store),
+    }
+    lines = [f"# {title}", "", _summary(store), ""]
+    for heading, text in parts.items():
+        lines += [f"## {heading}", "", *text, ""]
+    return "\n".join(lines)
 
 
 def _summary(store: Store) -> str:
@@ -64,7 +72,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
     return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *body]
 
 
-def _by_kind(store: Store, kinds: np.ndarray, facts: dict[str, np.ndarray]) -> list[str]:
+def _by_kind(store: Store, kinds: np.ndarray) -> list[str]:
     molecule = store.column("molecule").astype(str)
     rows = []
     for kind in store.sources:
@@ -111,7 +119,9 @@ def _energies(store: Store) -> list[str]:
     for level, fit in store.manifest["references"].items():
         spread = fit.get("per_atom", {}).get("after", {}).get("spread", float("nan"))
         elements = ", ".join(f"{element}: {value:.3f}" for element, value in fit["energies"].items())
-        lines.append(f"{level}: least-squares reference energies by atomic number, eV: {elements}; after them {spread:.3f} eV per atom remain.")
+        lines.append(
+            f"{level}: least-squares reference energies by atomic number, eV: {elements}; after them {spread:.3f} eV per atom remain."
+        )
     return lines
 
 
@@ -142,5 +152,7 @@ def _verdict(store: Store) -> list[str]:
 
 
 def _files(store: Store) -> list[str]:
-    rows = [(entry["file"], f"{entry['conformations']:,}", f"{entry['bytes']:,}", f"`{entry['sha256']}`") for entry in store.manifest["shards"]]
+    rows = [
+        (entry["file"], f"{entry['conformations']:,}", f"{entry['bytes']:,}", f"`{entry['sha256']}`") for entry in store.manifest["shards"]
+    ]
     return [f"Fingerprint of the whole: `{store.fingerprint}`.", "", *_table(("file", "conformations", "bytes", "SHA-256"), rows)]

@@ -29,11 +29,12 @@ def conformers(species: Species, count: int, seed: int, tries: int | None = None
     if molecule is None:
         return []
     energies = _relaxed(molecule)
+    lowest = min(energies)
     places = [conformer.GetPositions() for conformer in molecule.GetConformers()]
     kept: list[int] = []
     moments = [_moments(species.numbers, positions) for positions in places]
     for k in np.argsort(energies, kind="stable").tolist():
-        if energies[k] - energies.min() < WORST and not any(alike(energies[k], moments[k], energies[j], moments[j]) for j in kept):
+        if energies[k] - lowest < WORST and not any(alike(energies[k], moments[k], energies[j], moments[j]) for j in kept):
             kept.append(k)
     return [bare(species, places[k]) for k in kept[:count]]
 
@@ -54,7 +55,7 @@ def _moments(numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
     return np.sort(Atoms(numbers, positions).get_moments_of_inertia())
 
 
-def _relaxed(molecule: Any) -> np.ndarray:
+def _relaxed(molecule: Any) -> list[float]:
     """Force-field energies [eV] of all conformers, which are moved to their minima."""
     from rdkit import rdBase
     from rdkit.Chem import rdForceFieldHelpers
@@ -66,4 +67,4 @@ def _relaxed(molecule: Any) -> np.ndarray:
             found = rdForceFieldHelpers.UFFOptimizeMoleculeConfs(molecule, maxIters=ITERATIONS)
         else:
             found = [(0, 0.0)] * molecule.GetNumConformers()
-    return np.array([energy for _, energy in found]) * KCAL_PER_MOL
+    return [energy * KCAL_PER_MOL for _, energy in found]

@@ -11,7 +11,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from forcewell.errors import InputError, nearest
-from forcewell.generate.campaign import Job
 from forcewell.generate.families import choose_families
 from forcewell.generate.planning import Request, Sampling, choose, molecule_jobs, source_smiles, validated
 from forcewell.generate.ring_opening import loop, open_ring
@@ -49,7 +48,11 @@ class Loops(BaseModel):
 
 
 class Recipe(BaseModel):
-    """A whole data set. engine: labels. sampler: another engine that relaxes and moves the molecules, "" for the same. exclude: benchmark molecules to leave out: all, benchmark, none or names."""
+    """A whole data set.
+
+    engine: labels. sampler: another engine that relaxes and moves the molecules, "" for the same. exclude: benchmark molecules to
+    leave out: all, benchmark, none or names.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -81,9 +84,9 @@ def load_recipe(name: str) -> Recipe:
     return validated(Recipe, values, name)
 
 
-def recipe_jobs(recipe: Recipe) -> list[Job]:
-    """All jobs of a recipe; the same every time. Raises InputError for a SMILES of its lists that cannot be used."""
-    jobs: list[Job] = []
+def recipe_jobs(recipe: Recipe) -> list[tuple[str, dict[str, Any]]]:
+    """(kind, arguments) of all jobs of a recipe; the same every time. Raises InputError for a SMILES of its lists that cannot be used."""
+    jobs: list[tuple[str, dict[str, Any]]] = []
     met: set[str] = set()
     for part in recipe.parts:
         # A molecule that several parts name belongs to the first.
@@ -91,7 +94,7 @@ def recipe_jobs(recipe: Recipe) -> list[Job]:
         met |= {one.smiles for one in species}
         _listed(part.sampling.partners, recipe)
         of = "loop" if isinstance(part, Loops) else ""
-        jobs += [Job(of or "molecule", arguments) for arguments in molecule_jobs(species, part.sampling, recipe.seed, of)]
+        jobs += [(of or "molecule", arguments) for arguments in molecule_jobs(species, part.sampling, recipe.seed, of)]
     return jobs
 
 
@@ -110,7 +113,9 @@ def _listed(smiles: list[str], recipe: Recipe) -> list[Species]:
     if chosen.left_out:
         raise InputError(chosen.left_out[0])
     if chosen.excluded:
-        raise InputError(f"recipe: {chosen.excluded} of the SMILES listed are benchmark molecules, which exclude: {recipe.exclude} leaves out")
+        raise InputError(
+            f"recipe: {chosen.excluded} of the SMILES listed are benchmark molecules, which exclude: {recipe.exclude} leaves out"
+        )
     return chosen.species
 
 

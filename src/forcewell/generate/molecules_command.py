@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import random
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from forcewell.display import say
-from forcewell.engines import Engine, engine
 from forcewell.errors import InputError
-from forcewell.generate.campaign import Job, engine_settings, run
-from forcewell.generate.corpus import load_recipe, recipe_jobs
-from forcewell.generate.planning import Chosen, Sampling, choose, molecule_jobs, read_smiles, source_smiles, validated
-from forcewell.generate.species import Species
+
+if TYPE_CHECKING:
+    from forcewell.engines import Engine
+    from forcewell.generate.planning import Chosen
+    from forcewell.generate.species import Species
 
 SHOWN = 10  # unusable SMILES named one by one
 
@@ -110,6 +109,11 @@ def molecules(
     retry_failed
         Try failed molecules again.
     """
+    import random
+
+    from forcewell.engines import engine
+    from forcewell.generate.planning import Sampling, choose, molecule_jobs, read_smiles, source_smiles, validated
+
     if (smiles is None) == (source is None):
         raise InputError("give either --smiles FILE or --source NAME")
     sampling = validated(Sampling, {
@@ -124,14 +128,11 @@ def molecules(
     species = _usable(chosen, skip_unusable or smiles is None)
     if limit is not None and limit < len(species):
         species = random.Random(seed).sample(species, limit)
-    jobs = [Job("molecule", arguments) for arguments in molecule_jobs(species, sampling, seed)]
+    say(f"{len(species)} molecules" + (f", {chosen.excluded} benchmark molecules left out" if chosen.excluded else ""))
     settings = campaign_settings(engine(engine_name), sampler or "", exclude)
-    say(f"{len(jobs)} molecules" + (f", {chosen.excluded} benchmark molecules left out" if chosen.excluded else ""))
-    done = run(
-        jobs, "forcewell.generate.sampling:molecule", out, settings, executor=executor, workers=workers, retry_failed=retry_failed, progress=True
+    _campaign(
+        [("molecule", arguments) for arguments in molecule_jobs(species, sampling, seed)], settings, out, executor, workers, retry_failed
     )
-    for line in done.lines():
-        say(line)
 
 
 def corpus(
@@ -163,14 +164,25 @@ def corpus(
     retry_failed
         Try failed jobs again.
     """
+    from forcewell.engines import engine
+    from forcewell.generate.corpus import load_recipe, recipe_jobs
+
     plan = load_recipe(recipe)
     maker = engine(plan.engine, **plan.engine_settings)
     jobs = recipe_jobs(plan)
     say(f"{plan.title}: {len(jobs)} jobs")
-    settings = campaign_settings(maker, plan.sampler, plan.exclude)
-    done = run(
-        jobs, "forcewell.generate.sampling:molecule", out, settings, executor=executor, workers=workers, retry_failed=retry_failed, progress=True
-    )
+    _campaign(jobs, campaign_settings(maker, plan.sampler, plan.exclude), out, executor, workers, retry_failed)
+
+
+def _campaign(
+    jobs: list[tuple[str, dict[str, Any]]], settings: dict[str, Any], out: Path, executor: str, workers: int | None, retry_failed: bool
+) -> None:
+    """Runs the jobs (kind, arguments) and says how they went."""
+    from forcewell.generate.campaign import Job, run
+
+    work = "forcewell.generate.sampling:molecule"
+    asked = [Job(kind, arguments) for kind, arguments in jobs]
+    done = run(asked, work, out, settings, executor=executor, workers=workers, retry_failed=retry_failed, progress=True)
     for line in done.lines():
         say(line)
 
@@ -227,6 +239,8 @@ def sample(store: Path, *, out: Path, megabytes: float = 5.0) -> None:
 def campaign_settings(maker: Engine, sampler: str, exclude: str) -> dict[str, Any]:
     """What all jobs of a campaign share."""
     from forcewell.bonds import resolve
+    from forcewell.engines import engine
+    from forcewell.generate.campaign import engine_settings
 
     moving = engine_settings(engine(sampler)) if sampler and sampler != maker.name else None
     return {**engine_settings(maker), "sampler": moving, "exclude": resolve(exclude)}

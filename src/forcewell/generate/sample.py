@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +51,7 @@ def write_sample(dataset: Dataset, out: Path, limit: int) -> int:
     return len(rows)
 
 
-def _arrays(dataset: Dataset, rows: np.ndarray) -> dict[str, np.ndarray]:
+def _arrays(dataset: Dataset, rows: np.ndarray) -> dict[str, Any]:
     block = dataset.block(rows)
     columns = {
         "molecule": block.molecule, "smiles": block.smiles,
@@ -58,7 +59,7 @@ def _arrays(dataset: Dataset, rows: np.ndarray) -> dict[str, np.ndarray]:
         "level": np.array(dataset.levels, dtype=object)[dataset.column("level")[rows]],
         "engine": np.array(dataset.engines, dtype=object)[dataset.column("engine")[rows]],
     }  # fmt: skip
-    found: dict[str, np.ndarray] = {"natoms": block.counts.astype(np.uint16)}
+    found: dict[str, Any] = {"natoms": block.counts.astype(np.uint16)}
     for name in NAMED:
         names, index = np.unique(np.asarray(columns[name]).astype(str), return_inverse=True)
         found |= {f"names:{name}": names, name: index.reshape(-1).astype(np.uint16)}

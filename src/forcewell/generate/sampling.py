@@ -137,7 +137,9 @@ class Sampler:
                     frames.append(frame)
         return frames
 
-    def trajectory(self, modes: Modes, temperature: float, count: int, spacing: float, timestep: float, equilibration: float) -> list[System]:
+    def trajectory(
+        self, modes: Modes, temperature: float, count: int, spacing: float, timestep: float, equilibration: float
+    ) -> list[System]:
         """``count`` frames of molecular dynamics, fewer where a bond breaks before."""
         start = self._thermal_start(modes, temperature)
         if not count or start is None or len(start) < 2:
@@ -166,8 +168,8 @@ class Sampler:
             if partners and k % 2 == 0:
                 chosen = partners[int(self.generator.integers(len(partners)))]
                 species, other = _partner(chosen, self.engine)
-            pair = [moved(modes.minimum, sample_modes(modes, temperature, 1, self.generator)[0]) for modes in (mine, other)]
-            both = dimer(*pair, self.generator)
+            first, second = (moved(one.minimum, sample_modes(one, temperature, 1, self.generator)[0]) for one in (mine, other))
+            both = dimer(first, second, self.generator)
             bonds = np.concatenate([self.species.bonds, species.bonds + len(self.species.numbers)])
             if intact(bonds, both.numbers, both.positions):
                 frame = self._labelled(both, "dimer", temperature=temperature)
