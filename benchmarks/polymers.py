@@ -47,7 +47,7 @@ ENCODER = {"name": "equivariant-transformer", "channels": 64, "layers": 3, "head
 
 @dataclass(frozen=True)
 class Size:
-    """What is sampled: (loops, starts, frames of each start, equilibration in fs) of each data set; and how much is trained and simulated."""
+    """data: (loops, starts, frames of each start, equilibration in fs) of each data set. What is trained and simulated."""
 
     data: dict[str, tuple[list[int], int, int, float]]
     spacing: float  # fs
@@ -59,9 +59,10 @@ class Size:
 SIZES = {
     "tiny": Size({"training-data": ([1, 2], 1, 4, 0.0), "test-5": ([2], 1, 2, 0.0), "test-15": ([3], 1, 2, 0.0)}, 1.0, 4, 0.01, 2),
     "small": Size(
-        {"training-data": ([1, 3, 4, 5], 4, 40, 200.0), "test-5": ([5], 2, 40, 200.0), "test-15": ([15], 1, 20, 150.0)}, 10.0, 2000, 10.0, 20
+        {"training-data": ([1, 3, 4, 5], 4, 40, 200.0), "test-5": ([5], 2, 40, 200.0), "test-15": ([15], 1, 20, 150.0)},
+        10.0, 2000, 10.0, 20,
     ),
-}
+}  # fmt: skip
 
 
 class Experiment:
@@ -82,7 +83,8 @@ class Experiment:
         if name in self.result:
             return
         began = time.process_time()
-        done = self.sample(name) if name in self.size.data else {"training": self.train, "errors": self.errors, "dynamics": self.dynamics}[name]()
+        others = {"training": self.train, "errors": self.errors, "dynamics": self.dynamics}
+        done = self.sample(name) if name in self.size.data else others[name]()
         self.result[name] = {**done, "cpu_seconds": round(done.get("cpu_seconds", 0.0) + time.process_time() - began, 1)}
         self.file.with_suffix(".part").write_text(json.dumps(self.result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         self.file.with_suffix(".part").rename(self.file)

@@ -100,7 +100,7 @@ def test_exact_energies_give_the_exact_limit() -> None:
 class Wells(Engine):
     """Every atom in a harmonic well about the origin: the mean energy at T is ``bottom`` + 3 n k_B T / 2, whatever the constants."""
 
-    name, level, version, settings = "wells", "wells", "1", {}  # noqa: RUF012
+    name, level, version, settings = "wells", "wells", "1", {}
     stiffness = 2.0  # eV/Å²
     bottoms: ClassVar[dict[int, float]] = {}  # by number of atoms, eV
 

@@ -20,7 +20,7 @@ from forcewell.generate.species import intact, read_species, without_stereo
 from forcewell.store import Store
 
 GBL = "O=C1CCCO1"
-SMALL = ("--family", "gamma-butyrolactone", "--loops", "1,2", "--starts", "2", "--dynamics", "400:4", "--equilibration", "20", "--spacing", "5")
+SMALL = ("--family", "gamma-butyrolactone", "--loops", "1,2", "--starts", 2, "--dynamics", "400:4", "--spacing", 5, "--equilibration", 20)
 
 
 def test_poly24_is_24_families_six_sizes_ten_starts() -> None:

@@ -26,7 +26,8 @@ def centres(smiles: str) -> list[str]:
     """R, S or ? of every stereocentre."""
     from rdkit import Chem
 
-    return sorted(label for _, label in Chem.FindMolChiralCenters(Chem.MolFromSmiles(smiles), includeUnassigned=True, useLegacyImplementation=False))
+    found = Chem.FindMolChiralCenters(Chem.MolFromSmiles(smiles), includeUnassigned=True, useLegacyImplementation=False)
+    return sorted(label for _, label in found)
 
 
 def canonical(smiles: str) -> str:

@@ -59,7 +59,7 @@ def average(trajectories: Sequence[np.ndarray]) -> Average:
     if frames < 4:
         raise InputError(f"{frames} frames are too few for an error bar; expected at least 4")
     mean = float(np.concatenate(series).mean())
-    first = error = _blocked(series, 1, mean)
+    first = error = _blocked(series, 1, mean) or 0.0
     length = 1
     while first > 0 and length**3 <= 2 * frames * (error / first) ** 4:
         length *= 2
@@ -69,7 +69,6 @@ def average(trajectories: Sequence[np.ndarray]) -> Average:
         error = longer
         if length >= max(map(len, series)):
             break
-    assert error is not None
     return Average(mean, error, frames, len(series))
 
 

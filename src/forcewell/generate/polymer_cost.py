@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from forcewell.generate.polymers import Polymer, PolymerSampling
 
 # CPU seconds of one energy with forces on one Zen 5 core, of (atoms, electrons), restarted from the last density as dynamics does.
-# gfn2: 1.1 ms for 9 atoms, 75 ms for 60, 1.3 s for 180, 5.1 s for 360; the law is within 30 % of seven sizes. gfn1: 1.1 to 1.5 times that, of
-# four sizes from 12 to 72 atoms. pyscf: with density fitting, ωB97X/6-31G* of ethanol 2.8 s and of aspirin 54 s (PBE/def2-SVP 3.9 and
-# 60 s): two sizes, so beyond 100 electrons it is an extrapolation. A Forcewell model: forcewell-small by its compiled kernels, 1.3 ms for 21
-# atoms, 27 ms for 378.
+# gfn2: 1.1 ms for 9 atoms, 75 ms for 60, 1.3 s for 180, 5.1 s for 360; the law is within 30 % of seven sizes. gfn1: 1.1 to 1.7 times
+# as much, 1.4 in the mean of six sizes from 12 to 180 atoms. pyscf: with density fitting, ωB97X/6-31G* of ethanol 2.8 s and of aspirin
+# 54 s (PBE/def2-SVP 3.9 and 60 s): two sizes, so beyond 100 electrons it is an extrapolation. A Forcewell model: forcewell-small by its
+# compiled kernels, 1.3 ms for 21 atoms, 27 ms for 378.
 LAWS: dict[str, Callable[[int, int], float]] = {
     "gfn2": lambda atoms, electrons: 0.075 * (atoms / 60) ** 2.3,
     "gfn1": lambda atoms, electrons: 0.105 * (atoms / 60) ** 2.3,

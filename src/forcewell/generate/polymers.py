@@ -67,13 +67,14 @@ def polymers_of(openings: Sequence[Opening], sampling: PolymerSampling) -> list[
         made += [(chain(opening, repeats, sampling.ends), repeats, False) for repeats in sampling.chains]
         for smiles, repeats, cyclic in made:
             species = read_species(smiles)
-            if sampling.largest is None or len(species.numbers) <= sampling.largest:
-                found.setdefault(smiles, Polymer(smiles, repeats, cyclic, len(species.numbers), int(species.numbers.sum()) - species.charge))
+            atoms, electrons = len(species.numbers), int(species.numbers.sum()) - species.charge
+            if sampling.largest is None or atoms <= sampling.largest:
+                found.setdefault(smiles, Polymer(smiles, repeats, cyclic, atoms, electrons))
     return sorted(found.values(), key=lambda one: one.atoms)
 
 
 def polymer_jobs(polymers: Sequence[Polymer], sampling: PolymerSampling, seed: int) -> list[dict[str, Any]]:
-    """Arguments of ``polymer``, one for each start of each polymer; the first starts of all come first, smallest polymers before larger.
+    """Arguments of ``polymer``, one for each start of each polymer, smaller polymers first.
 
     Seeds depend on the polymer, the start and ``seed`` alone. All starts of a monomer relax to its few minima: only its first keeps it.
     """
@@ -92,7 +93,7 @@ def polymer_jobs(polymers: Sequence[Polymer], sampling: PolymerSampling, seed: i
 def polymer(arguments: dict[str, Any]) -> list[System]:
     """Labelled frames of one start of one polymer: its minimum, and trajectories from it.
 
-    arguments: those of ``polymer_jobs``, with the engines as in ``sampling.molecule``. The frames carry the stereo that this start obtained.
+    arguments: those of ``polymer_jobs``, with the engines as in ``sampling.molecule``. Frames carry the stereo that this start obtained.
 
     Raises JobFailure with the reason where RDKit cannot embed it, or relaxation changes its bonds or stereo or does not end.
     """

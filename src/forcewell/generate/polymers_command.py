@@ -21,29 +21,51 @@ from forcewell.generate.ring_opening import ENDS, Opening, open_ring
 from forcewell.generate.species import bare, read_species
 
 
+def _help(text: str) -> Parameter:
+    return Parameter(help=text)
+
+
+def _flag(text: str) -> Parameter:
+    return Parameter(negative=(), help=text)
+
+
+_OUT = Annotated[Path | None, _help("The store to write, e.g. gbl.fw; the campaign's journal is kept in it.")]
+_ENGINE = Annotated[
+    str, Parameter("--engine", help="What relaxes, samples and labels: gfn2, gfn1, pyscf:METHOD/BASIS, ase:MODULE.CLASS, or a model.")
+]
+_SAMPLER = Annotated[str | None, _help("Another engine that relaxes and samples; --engine then labels alone.")]
+_SEED = Annotated[int, _help("Of all random choices.")]
+_DRY = Annotated[bool, _flag("Only say what would be done and what it would cost with each engine.")]
+_EXECUTOR = Annotated[str, _help("local, or parsl:FILE for a cluster.")]
+_WORKERS = Annotated[int | None, _help("Processes; default one per core.")]
+_RETRY = Annotated[bool, _flag("Try failed starts again.")]
+
+
 def polymers(
     *,
-    out: Path | None = None,
-    monomer: str | None = None,
-    family: str | None = None,
-    loops: str = "1,3,4,5,6,15",
-    chains: str = "none",
-    ends: str = ",".join(ENDS),
-    starts: int = 10,
-    engine_name: Annotated[str, Parameter(name="--engine")] = "gfn2",
-    sampler: str | None = None,
-    minima: bool = True,
-    dynamics: str = "500:100",
-    spacing: float = 10.0,
-    timestep: float = 1.0,
-    equilibration: float = 1000.0,
-    largest: int | None = None,
-    seed: int = 0,
-    dry_run: Annotated[bool, Parameter(negative=())] = False,
-    executor: str = "local",
-    workers: int | None = None,
-    retry_failed: Annotated[bool, Parameter(negative=())] = False,
-) -> None:
+    out: _OUT = None,
+    monomer: Annotated[str | None, _help("SMILES of a cyclic monomer.")] = None,
+    family: Annotated[str | None, _help(
+        "Instead: names or classes (cycloalkanes, lactones, ethers, others) of the package's 24 families, separated by commas, or all."
+    )] = None,
+    loops: Annotated[str, _help("Repeat units of the loops; 1 is the monomer, none for no loops.")] = "1,3,4,5,6,15",
+    chains: Annotated[str, _help("Repeat units of chains with end groups.")] = "none",
+    ends: Annotated[str, _help("Their end groups, SMILES with a *: at the oxygen (nitrogen, ...), then at the other end.")] = ",".join(ENDS),
+    starts: Annotated[int, _help("Embeddings of each polymer, each with trajectories of its own.")] = 10,
+    engine_name: _ENGINE = "gfn2",
+    sampler: _SAMPLER = None,
+    minima: Annotated[bool, _help("Relax to minima and keep them, flagged as such.")] = True,
+    dynamics: Annotated[str, _help("Frames of dynamics of each start, TEMPERATURE:FRAMES separated by commas, or none.")] = "500:100",
+    spacing: Annotated[float, _help("Between frames of a trajectory (fs).")] = 10.0,
+    timestep: Annotated[float, _help("Of the dynamics (fs).")] = 1.0,
+    equilibration: Annotated[float, _help("Before the first frame of a trajectory (fs).")] = 1000.0,
+    largest: Annotated[int | None, _help("Leave out polymers with more atoms.")] = None,
+    seed: _SEED = 0,
+    dry_run: _DRY = False,
+    executor: _EXECUTOR = "local",
+    workers: _WORKERS = None,
+    retry_failed: _RETRY = False,
+) -> None:  # fmt: skip
     """Sample ring-opened polymers and label every conformation; the same command continues a campaign that was interrupted.
 
     The monomer's ring is opened at the bond where it polymerises (said for each), and so many repeat units are closed to a loop
@@ -55,58 +77,12 @@ def polymers(
     Example: forcewell generate polymers --monomer "C[C@@H]1OC(=O)[C@H](C)OC1=O" --loops 1,3 --chains 2,4 --out lactide.fw
 
     Example: forcewell generate polymers --family lactones --dry-run
-
-    Parameters
-    ----------
-    out
-        The store to write, e.g. gbl.fw; the campaign's journal is kept in it.
-    monomer
-        SMILES of a cyclic monomer.
-    family
-        Instead of a monomer: names or classes (cycloalkanes, lactones, ethers, others) of the package's 24 families, separated
-        by commas, or all.
-    loops
-        Repeat units of the loops, separated by commas; 1 is the monomer, none for no loops.
-    chains
-        Repeat units of chains with end groups, likewise.
-    ends
-        End groups of the chains as SMILES with a *: at the oxygen's (nitrogen's, ...) end, then at the other.
-    starts
-        Embeddings of each polymer, each with a trajectory of its own.
-    engine_name
-        What relaxes, samples and labels: gfn2, gfn1, pyscf:METHOD/BASIS, ase:MODULE.CLASS, or a Forcewell model.
-    sampler
-        Another engine that relaxes and samples; the frames are then labelled by --engine alone.
-    minima
-        Relax to minima and keep them, flagged as such.
-    dynamics
-        Frames of molecular dynamics of each start, as TEMPERATURE:FRAMES, separated by commas; "none" for none.
-    spacing
-        Between frames of a trajectory (fs).
-    timestep
-        Of the dynamics (fs).
-    equilibration
-        Before the first frame of a trajectory (fs).
-    largest
-        Leave out polymers with more atoms.
-    seed
-        Of all random choices.
-    dry_run
-        Only say what would be done and what it would cost.
-    executor
-        local, or parsl:FILE for a cluster.
-    workers
-        Processes; default one per core.
-    retry_failed
-        Try failed starts again.
     """
     if (monomer is None) == (family is None):
         raise InputError("give either --monomer SMILES or --family NAME")
-    sampling = validated(PolymerSampling, {
-        "loops": _numbers(loops, "--loops"), "chains": _numbers(chains, "--chains"), "ends": ends.split(","), "starts": starts, "minima": minima,
-        "dynamics": frames_at(dynamics, "--dynamics"), "spacing": spacing, "timestep": timestep, "equilibration": equilibration,
-        "largest": largest,
-    }, "forcewell generate polymers")  # fmt: skip
+    asked = {"loops": _numbers(loops, "--loops"), "chains": _numbers(chains, "--chains"), "ends": ends.split(","), "starts": starts}
+    asked |= {"minima": minima, "dynamics": frames_at(dynamics, "--dynamics"), "spacing": spacing, "timestep": timestep}
+    sampling = validated(PolymerSampling, {**asked, "equilibration": equilibration, "largest": largest}, "forcewell generate polymers")
     named = {monomer: monomer} if monomer is not None else {one.title: one.smiles for one in choose_families(family or "")}
     openings = [_told(title, open_ring(smiles)) for title, smiles in named.items()]
     _campaign(openings, sampling, engine_name, sampler, seed, out, dry_run, executor, workers, retry_failed)
@@ -114,14 +90,14 @@ def polymers(
 
 def poly24(
     *,
-    out: Path | None = None,
-    engine_name: Annotated[str, Parameter(name="--engine")] = "gfn2",
-    sampler: str | None = None,
-    seed: int = 0,
-    dry_run: Annotated[bool, Parameter(negative=())] = False,
-    executor: str = "local",
-    workers: int | None = None,
-    retry_failed: Annotated[bool, Parameter(negative=())] = False,
+    out: _OUT = None,
+    engine_name: _ENGINE = "gfn2",
+    sampler: _SAMPLER = None,
+    seed: _SEED = 0,
+    dry_run: _DRY = False,
+    executor: _EXECUTOR = "local",
+    workers: _WORKERS = None,
+    retry_failed: _RETRY = False,
 ) -> None:
     """The whole poly24 campaign: 24 families, loops of 1, 3, 4, 5, 6 and 15 repeat units, ten starts of each.
 
@@ -130,25 +106,6 @@ def poly24(
     Example: forcewell generate poly24 --dry-run
 
     Example: forcewell generate poly24 --executor parsl:cluster.yaml --out poly24.fw
-
-    Parameters
-    ----------
-    out
-        The store to write; the campaign's journal is kept in it.
-    engine_name
-        What relaxes, samples and labels: gfn2, gfn1, pyscf:METHOD/BASIS, ase:MODULE.CLASS, or a Forcewell model.
-    sampler
-        Another engine that relaxes and samples; the frames are then labelled by --engine alone.
-    seed
-        Of all random choices.
-    dry_run
-        Only say what would be done and what it would cost with each engine.
-    executor
-        local, or parsl:FILE for a cluster.
-    workers
-        Processes; default one per core.
-    retry_failed
-        Try failed starts again.
     """
     openings = [_told(one.title, open_ring(one.smiles)) for one in choose_families("all")]
     _campaign(openings, PolymerSampling(), engine_name, sampler, seed, out, dry_run, executor, workers, retry_failed)
@@ -193,7 +150,8 @@ def _estimate(rows: Sequence[Cost], engine_name: str) -> list[str]:
         atoms = f"{row.atoms[0]}-{row.atoms[1]}" if row.atoms[0] < row.atoms[1] else str(row.atoms[0])
         hours = f"{row.seconds[law] / 3600:>12,.2f}" if law else ""
         lines.append(f"{row.repeats:>12}   {atoms:<10} {row.jobs:>7,} {row.frames:>8,} {row.evaluations:>13,} {hours}")
-    lines.append(f"{'all':>12}   {'':<10} {sum(r.jobs for r in rows):>7,} {sum(r.frames for r in rows):>8,} {sum(r.evaluations for r in rows):>13,}")
+    totals = (sum(row.jobs for row in rows), sum(row.frames for row in rows), sum(row.evaluations for row in rows))
+    lines.append("{:>12}   {:<10} {:>7,} {:>8,} {:>13,}".format("all", "", *totals))
     for name in LAWS:
         hours = sum(row.seconds[name] for row in rows) / 3600
         lines.append(f"{TITLES[name]}: {hours:,.3g} CPU hours" + (", extrapolated from 94 electrons" if name == "pyscf" else ""))

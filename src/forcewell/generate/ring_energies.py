@@ -72,7 +72,7 @@ def from_dynamics(data: Dataset, temperature: float | None = None) -> list[RingO
     campaign = data.manifest["settings"].get("campaign", {}) if isinstance(data, Store) else {}
     if campaign.get("sampler"):
         moved, labelled = campaign["sampler"]["engine"], campaign["engine"]
-        raise InputError(f"{moved} moved these molecules and {labelled} labelled them: averages would be of neither; sample with one engine")
+        raise InputError(f"{moved} moved these molecules and {labelled} labelled them: averages would be of neither; sample with one")
     rows = _rows(data, DYNAMICS)
     kelvin, number = data.column("property:temperature"), data.column("property:trajectory")
     time, energy, molecules = data.column("property:time"), data.column("energy"), _molecules(data, rows)
@@ -124,7 +124,7 @@ def _enthalpy(data: Dataset, row: int, temperature: float) -> float:
     system = data[row]
     made = json.loads(system.engine) if system.engine else None
     if made is None:
-        raise InputError("the store does not say which engine made its minima, which the vibrations need; sample it with forcewell generate")
+        raise InputError("it does not say which engine made its minima, which the vibrations need; sample it with forcewell generate")
     maker = engine(made["engine"], **made["settings"])
     try:
         modes = settle(system, maker)
@@ -143,7 +143,7 @@ def thermal_enthalpy(modes: Modes, energy: float, temperature: float) -> float:
 
     energies = np.abs(modes.frequencies) * invcm
     shape = "linear" if len(energies) == 3 * len(modes.minimum) - 5 else "nonlinear"
-    gas = IdealGasThermo(energies, shape, energy, atoms_of(modes.minimum, None), symmetrynumber=1, spin=0)
+    gas = IdealGasThermo(energies.tolist(), shape, energy, atoms_of(modes.minimum, None), symmetrynumber=1, spin=0)
     return float(gas.get_enthalpy(temperature, verbose=False))
 
 
