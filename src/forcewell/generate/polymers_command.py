@@ -50,7 +50,7 @@ def polymers(
     )] = None,
     loops: Annotated[str, _help("Repeat units of the loops; 1 is the monomer, none for no loops.")] = "1,3,4,5,6,15",
     chains: Annotated[str, _help("Repeat units of chains with end groups.")] = "none",
-    ends: Annotated[str, _help("Their end groups, SMILES with a *: at the oxygen (nitrogen, ...), then at the other end.")] = ",".join(ENDS),
+    ends: Annotated[str, _help("Their end groups, SMILES with a *: at the O (N, ...), then at the other end.")] = ",".join(ENDS),
     starts: Annotated[int, _help("Embeddings of each polymer, each with trajectories of its own.")] = 10,
     engine_name: _ENGINE = "gfn2",
     sampler: _SAMPLER = None,
