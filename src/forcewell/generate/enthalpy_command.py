@@ -56,7 +56,9 @@ def enthalpy(
         for line in lines(one):
             say(line)
     if json_file is not None:
-        json_file.write_text(json.dumps([_plain(dataclasses.asdict(one)) for one in found], indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        json_file.write_text(
+            json.dumps([_plain(dataclasses.asdict(one)) for one in found], indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def lines(found: RingOpening) -> list[str]:

@@ -68,7 +68,9 @@ def polymers_of(openings: Sequence[Opening], sampling: PolymerSampling) -> list[
         for smiles, repeats, cyclic in made:
             species = read_species(smiles)
             if sampling.largest is None or len(species.numbers) <= sampling.largest:
-                found.setdefault(smiles, Polymer(smiles, repeats, cyclic, len(species.numbers), int(species.numbers.sum()) - species.charge))
+                found.setdefault(
+                    smiles, Polymer(smiles, repeats, cyclic, len(species.numbers), int(species.numbers.sum()) - species.charge)
+                )
     return sorted(found.values(), key=lambda one: one.atoms)
 
 

@@ -193,7 +193,9 @@ def _estimate(rows: Sequence[Cost], engine_name: str) -> list[str]:
         atoms = f"{row.atoms[0]}-{row.atoms[1]}" if row.atoms[0] < row.atoms[1] else str(row.atoms[0])
         hours = f"{row.seconds[law] / 3600:>12,.2f}" if law else ""
         lines.append(f"{row.repeats:>12}   {atoms:<10} {row.jobs:>7,} {row.frames:>8,} {row.evaluations:>13,} {hours}")
-    lines.append(f"{'all':>12}   {'':<10} {sum(r.jobs for r in rows):>7,} {sum(r.frames for r in rows):>8,} {sum(r.evaluations for r in rows):>13,}")
+    lines.append(
+        f"{'all':>12}   {'':<10} {sum(r.jobs for r in rows):>7,} {sum(r.frames for r in rows):>8,} {sum(r.evaluations for r in rows):>13,}"
+    )
     for name in LAWS:
         hours = sum(row.seconds[name] for row in rows) / 3600
         lines.append(f"{TITLES[name]}: {hours:,.3g} CPU hours" + (", extrapolated from 94 electrons" if name == "pyscf" else ""))

@@ -72,7 +72,9 @@ def from_dynamics(data: Dataset, temperature: float | None = None) -> list[RingO
     campaign = data.manifest["settings"].get("campaign", {}) if isinstance(data, Store) else {}
     if campaign.get("sampler"):
         moved, labelled = campaign["sampler"]["engine"], campaign["engine"]
-        raise InputError(f"{moved} moved these molecules and {labelled} labelled them: averages would be of neither; sample with one engine")
+        raise InputError(
+            f"{moved} moved these molecules and {labelled} labelled them: averages would be of neither; sample with one engine"
+        )
     rows = _rows(data, DYNAMICS)
     kelvin, number = data.column("property:temperature"), data.column("property:trajectory")
     time, energy, molecules = data.column("property:time"), data.column("energy"), _molecules(data, rows)
@@ -124,7 +126,9 @@ def _enthalpy(data: Dataset, row: int, temperature: float) -> float:
     system = data[row]
     made = json.loads(system.engine) if system.engine else None
     if made is None:
-        raise InputError("the store does not say which engine made its minima, which the vibrations need; sample it with forcewell generate")
+        raise InputError(
+            "the store does not say which engine made its minima, which the vibrations need; sample it with forcewell generate"
+        )
     maker = engine(made["engine"], **made["settings"])
     try:
         modes = settle(system, maker)
