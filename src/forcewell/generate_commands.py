@@ -4,4 +4,7 @@ from __future__ import annotations
 
 import cyclopts
 
+from forcewell.generate.label_command import label
+
 app = cyclopts.App(name="generate", help="Generate labelled data: structures, conformations and labels by xTB, DFT or any ASE calculator.")
+app.command(label)
