@@ -16,3 +16,7 @@ app.command(sample)
 app.command(polymers)
 app.command(poly24)
 app.command(enthalpy)
+from forcewell.generate.label_command import label
+
+app = cyclopts.App(name="generate", help="Generate labelled data: structures, conformations and labels by xTB, DFT or any ASE calculator.")
+app.command(label)
