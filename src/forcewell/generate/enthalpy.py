@@ -75,12 +75,14 @@ def average(trajectories: Sequence[np.ndarray]) -> Average:
 
 def _blocked(series: Sequence[np.ndarray], length: int, mean: float) -> float | None:
     """Standard error from blocks of ``length`` frames, none across trajectories; None where there are fewer than two blocks."""
-    parts = [np.array_split(one, max(1, len(one) // length)) for one in series]
-    blocks = [(len(part), float(part.mean()) - mean) for trajectory in parts for part in trajectory]
+    sums = []
+    for one in series:
+        count = max(1, len(one) // length)
+        sums.append(np.add.reduceat(one - mean, np.arange(count) * len(one) // count))
+    blocks = np.concatenate(sums)
     if len(blocks) < 2:
         return None
-    squares = sum((size * deviation) ** 2 for size, deviation in blocks)
-    return math.sqrt(squares * len(blocks) / (len(blocks) - 1)) / sum(size for size, _ in blocks)
+    return math.sqrt(float(blocks @ blocks) * len(blocks) / (len(blocks) - 1)) / sum(map(len, series))
 
 
 def per_repeat_unit(loops: Mapping[int, Average]) -> list[PerUnit]:
