@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
 from typing import Any
 
 from forcewell.engines.base import Engine, EngineFailure, Labels, labelled
@@ -10,6 +12,7 @@ from forcewell.errors import InputError, nearest
 __all__ = ["Engine", "EngineFailure", "Labels", "engine", "labelled"]
 
 FORMS = "gfn2, gfn1, pyscf:METHOD/BASIS[+d3bj|+d4], ase:MODULE.CLASS, or a Forcewell model (.safetensors)"
+MODELS = sorted(file.stem for file in Path(__file__).parents[1].joinpath("models").glob("*.safetensors"))
 
 
 def engine(name: str, **settings: Any) -> Engine:
@@ -20,18 +23,28 @@ def engine(name: str, **settings: Any) -> Engine:
 
     Raises InputError for an unknown engine or setting, and where its program is not installed (it names the extra).
     """
+    from forcewell.engines import dft, others
     from forcewell.engines.xtb import METHODS, XTB
 
     if name in METHODS:
         return _made(XTB, name, settings)
-    raise InputError(f"unknown engine {name!r}{nearest(name, METHODS)}; expected {FORMS}")
+    if name.startswith(dft.PREFIX):
+        return _made(dft.DFT, name, settings)
+    if name.startswith(others.PREFIX):
+        return _made(others.AnyASE, name, settings)
+    if name.endswith(".safetensors") or name in MODELS:
+        return _made(others.Model, name, settings)
+    raise InputError(f"unknown engine {name!r}{nearest(name, [*METHODS, *MODELS])}; expected {FORMS}")
 
 
 def _made(kind: Any, name: str, settings: dict[str, Any]) -> Engine:
-    import inspect
-
-    known = [key for key in inspect.signature(kind).parameters if key != "name"]
+    parameters = inspect.signature(kind).parameters
+    known = [key for key in parameters if key != "name"]
     for key in settings:
-        if key not in known:
+        if key not in known and "settings" not in known:
             raise InputError(f"engine {name!r} has no setting {key!r}{nearest(key, known)} (it has: {', '.join(known)})")
+    for key, value in settings.items():
+        default = parameters[key].default if key in parameters else None
+        if isinstance(default, (bool, int, float)) and (isinstance(value, str) or isinstance(value, bool) != isinstance(default, bool)):
+            raise InputError(f"engine {name!r}: {key} is {value!r}; expected a value like {default!r}")
     return kind(name, **settings)

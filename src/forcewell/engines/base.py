@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from forcewell.errors import InputError
+from forcewell.fields import PROVENANCE
 from forcewell.system import System
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Engine(ABC):
     level: str
     version: str
     settings: dict[str, Any]
+    atoms_per_job = 1  # how much labelling is worth one job of a campaign; a DFT frame takes minutes, and each is a job of its own
 
     @property
     def provenance(self) -> str:
@@ -94,7 +96,9 @@ def labelled(
     time: float | None = None,
     equilibrium: bool | None = None,
 ) -> System:
-    """The structure with the engine's labels, level and provenance; stress and other labels it had are dropped.
+    """The structure with the engine's labels, level and provenance in place of what labels it had.
+
+    What is not given here of the four below, and is known of the structure already, is kept.
 
     temperature: K it was sampled at. seed: of the sampling. trajectory: a number that the frames of one trajectory share.
     time: fs since that trajectory began. equilibrium: whether it is a relaxed minimum of this engine; None for not known.
@@ -108,6 +112,7 @@ def labelled(
     if equilibrium is not None:
         arrays["equilibrium"] = np.int8(equilibrium)
     known = {"temperature": temperature, "seed": seed, "trajectory": trajectory, "time": time}
-    properties = {name: float(value) for name, value in known.items() if value is not None}
+    properties = {name: value for name, value in system.properties.items() if name in PROVENANCE}
+    properties |= {name: float(value) for name, value in known.items() if value is not None}
     properties |= {name: value for name, value in labels.notes.items() if isinstance(value, float)}
     return dataclasses.replace(system, arrays=arrays, level=engine.level, engine=engine.provenance, properties=properties)

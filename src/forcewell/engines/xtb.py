@@ -30,6 +30,8 @@ class XTB(Engine):
     Open shells are occupied as the multiplicity says, without spin polarisation. Raises InputError where tblite is missing.
     """
 
+    atoms_per_job = 4096  # seconds for molecules of 20 atoms, minutes for one of 360
+
     def __init__(self, name: str, accuracy: float = 0.1, electronic_temperature: float = 300.0) -> None:
         try:
             import tblite.interface  # noqa: F401

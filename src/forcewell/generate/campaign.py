@@ -23,8 +23,9 @@ from forcewell.engines import Engine, engine
 from forcewell.generate.executors import Executor, JobFailure, Result, make_executor
 from forcewell.generate.journal import Journal
 
-# The functions that a job may call, as ``work({**settings, **arguments}) -> list[System]`` in a worker process. They raise
-# JobFailure where a job cannot be done. Fixed here: nothing that a user's file names is ever called.
+# The functions that a job may call, as ``work({**settings, **arguments})`` in a worker process. They return a list of Systems, or
+# that and a dict of what was left out, by reason; they raise JobFailure where a job cannot be done. Fixed here:
+# nothing that a user's file names is ever called.
 WORK = {
     "forcewell.generate.label:label",
     "forcewell.generate.sampling:molecule",
@@ -51,7 +52,7 @@ class Job:
 class Summary:
     """done, failed, left: jobs. frames: of the jobs that are done. cpu_seconds: of all jobs together, failed ones included.
 
-    reasons: failed jobs by reason.
+    reasons: failed jobs by reason. left_out: frames that could not be labelled in jobs that are done, by reason.
     """
 
     done: int
@@ -60,16 +61,19 @@ class Summary:
     frames: int
     cpu_seconds: float
     reasons: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """What to tell a person."""
         hours, per_frame = self.cpu_seconds / 3600, self.cpu_seconds / max(1, self.frames)
         cost = f"{hours:.2f} CPU hours" if hours >= 1 else f"{self.cpu_seconds:.1f} CPU seconds"
         first = f"jobs: {self.done} done, {self.failed} failed, {self.left} left; {self.frames} frames"
-        counted = sorted(self.reasons.items(), key=lambda item: -item[1])
-        failures = [f"  {count} failed: {reason}" for reason, count in counted[:10]]
-        more = [f"  and {len(counted) - 10} more reasons; all of them are in journal.jsonl"] if len(counted) > 10 else []
-        return [f"{first}; {cost} ({per_frame:.3g} s per frame)", *failures, *more]
+        lines = [f"{first}; {cost} ({per_frame:.3g} s per frame)"]
+        for counted, told in ((self.reasons, "failed"), (self.left_out, "frames left out")):
+            often = sorted(counted.items(), key=lambda item: -item[1])
+            lines += [f"  {count} {told}: {reason}" for reason, count in often[:10]]
+            lines += [f"  and {len(often) - 10} more reasons, in journal.jsonl"] if len(often) > 10 else []
+        return lines
 
 
 def engine_settings(chosen: Engine) -> dict[str, Any]:
@@ -97,12 +101,14 @@ def run(
     workers: int | None = None,
     retry_failed: bool = False,
     progress: bool = False,
+    places: Mapping[str, Any] | None = None,
 ) -> Summary:
     """Does every job that is not done yet, appends its frames to the store ``out``, and says how the campaign stands.
 
     work: the function, from ``WORK``. settings: plain JSON values that all jobs share and that, with a job's own arguments,
     decide its frames. executor: "local", one process per core or ``workers`` of them, or "parsl:CONFIG", a YAML file.
-    retry_failed: do failed jobs again. progress: show a bar with rate and time left.
+    retry_failed: do failed jobs again. progress: show a bar with rate and time left. places: more arguments of all jobs, which
+    do not decide frames and may change from call to call, such as where a file is.
 
     After a kill at any moment the same call continues: a job's frames and its line in the journal are kept together or not
     at all. More jobs may be asked for later; the new ones are done and added.
@@ -122,7 +128,7 @@ def run(
             todo = [key for key in left if not journal.waits(key)]
             with _bar(len(todo), progress) as advance, make_executor(executor, workers, len(todo)) as pool:
                 _settle(journal, order, keyed)
-                for finished, (key, result) in enumerate(_results(pool, todo, keyed, work, shared), start=1):
+                for finished, (key, result) in enumerate(_results(pool, todo, keyed, work, {**shared, **(places or {})}), start=1):
                     journal.keep(key, keyed[key], result)
                     _settle(journal, order, keyed)
                     advance(finished)
@@ -164,6 +170,9 @@ def summary(journal: Journal, jobs: int) -> Summary:
     """How a campaign of so many jobs stands."""
     lines = list(journal.finished.values())
     failed = [line for line in lines if line["status"] == "failed"]
+    left_out = Counter[str]()
+    for line in lines:
+        left_out.update({reason: len(names) for reason, names in line.get("left_out", {}).items()})
     return Summary(
         done=len(lines) - len(failed),
         failed=len(failed),
@@ -171,6 +180,7 @@ def summary(journal: Journal, jobs: int) -> Summary:
         frames=sum(line["frames"] for line in lines),
         cpu_seconds=journal.cpu_seconds,
         reasons=dict(Counter(line["reason"] for line in failed)),
+        left_out=dict(left_out),
     )
 
 

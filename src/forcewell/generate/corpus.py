@@ -89,8 +89,9 @@ def recipe_jobs(recipe: Recipe) -> list[tuple[str, dict[str, Any]]]:
     jobs: list[tuple[str, dict[str, Any]]] = []
     met: set[str] = set()
     for part in recipe.parts:
-        # A molecule that several parts name belongs to the first.
-        species = [one for one in (_loops(part) if isinstance(part, Loops) else _molecules(part, recipe)) if one.smiles not in met]
+        found = _loops(part) if isinstance(part, Loops) else _molecules(part, recipe)
+        # What several parts, or several families, name belongs to the first.
+        species = [one for one in {one.smiles: one for one in found}.values() if one.smiles not in met]
         met |= {one.smiles for one in species}
         _listed(part.sampling.partners, recipe)
         of = "loop" if isinstance(part, Loops) else ""
@@ -114,7 +115,7 @@ def _listed(smiles: list[str], recipe: Recipe) -> list[Species]:
         raise InputError(chosen.left_out[0])
     if chosen.excluded:
         raise InputError(
-            f"recipe: {chosen.excluded} of the SMILES listed are benchmark molecules, which exclude: {recipe.exclude} leaves out"
+            f"recipe: {chosen.excluded} of the SMILES listed are of benchmark molecules, which exclude: {recipe.exclude} forbids"
         )
     return chosen.species
 

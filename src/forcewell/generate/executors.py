@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from types import TracebackType
 from typing import Any, Protocol
@@ -31,11 +31,15 @@ class JobFailure(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a job came to: its frames, or the reason why there are none ("" where it succeeded); CPU seconds it took."""
+    """What a job came to: its frames, or the reason why there are none ("" where it succeeded); CPU seconds it took.
+
+    left_out: frames that could not be labelled, by reason.
+    """
 
     frames: list[System]
     reason: str
     cpu_seconds: float
+    left_out: dict[str, list[str]] = field(default_factory=dict)
 
 
 class Executor(Protocol):
@@ -53,13 +57,16 @@ def execute(work: str, arguments: dict[str, Any]) -> Result:
     """Does one job in a worker process. An error of any kind is the job's own and becomes its reason."""
     began = time.process_time()
     module, _, name = work.partition(":")
+    left_out: dict[str, list[str]] = {}
     try:
-        frames, reason = list(getattr(importlib.import_module(module), name)(arguments)), ""
+        made = getattr(importlib.import_module(module), name)(arguments)
+        frames, left_out = made if isinstance(made, tuple) else (made, {})
+        reason = ""
     except (JobFailure, EngineFailure, InputError) as error:
         frames, reason = [], " ".join(str(error).split()) or type(error).__name__
     except Exception as error:
         frames, reason = [], " ".join(f"{type(error).__name__}: {error}".split())
-    return Result(frames, reason, time.process_time() - began)
+    return Result(frames, reason, time.process_time() - began, left_out)
 
 
 def make_executor(name: str, workers: int | None, jobs: int) -> Executor:

@@ -109,6 +109,7 @@ class Journal:
         entry = {"key": key, "kind": job.kind, "arguments": job.arguments, "status": "failed" if result.reason else "done"}
         entry |= {"reason": result.reason} if result.reason else {}
         entry |= {"frames": len(result.frames), "cpu_seconds": round(result.cpu_seconds, 3), "try": self._tried[key] + 1}
+        entry |= {"left_out": result.left_out} if result.left_out else {}
         if result.frames:
             names: dict[str, list[str]] = {"levels": [], "sources": [], "engines": [""]}
             batch = batch_of(_blocks(result.frames), names["levels"], names["sources"], names["engines"])
@@ -126,6 +127,7 @@ class Journal:
         for block in _Waiting(self._file(key, "arrow")).blocks() if entry["frames"] else []:
             self._writer.append(block)
             self._bytes += sum(values.nbytes for values in block.arrays.values())
+        self._writer.append(None, consumed=sum(map(len, entry.get("left_out", {}).values())))
         self._stream.write((json.dumps(entry, ensure_ascii=False) + "\n").encode())
         self.lines[key], self._tried[key] = entry, entry["try"]
         self._unflushed.append(key)

@@ -10,7 +10,7 @@ import numpy as np
 
 from forcewell.engines import Engine, EngineFailure, labelled
 from forcewell.generate.campaign import JobFailure, engine_of
-from forcewell.generate.conformers import alike, conformers, moments_of
+from forcewell.generate.conformers import BIGGEST, alike, conformers, moments_of
 from forcewell.generate.dimers import dimer
 from forcewell.generate.dynamics import molecular_dynamics
 from forcewell.generate.relaxation import moved, relax
@@ -81,7 +81,9 @@ class Sampler:
         none is left."""
         starts = conformers(self.species, count, self.seed)
         if not starts:
-            raise JobFailure("RDKit cannot embed it in three dimensions")
+            atoms = len(self.species.numbers)
+            size = f": it has {atoms} atoms, more than {BIGGEST}" if atoms > BIGGEST else ""
+            raise JobFailure(f"RDKit cannot embed it in three dimensions{size}")
         found: list[tuple[float, np.ndarray, Modes]] = []
         reasons: list[str] = []
         for start in starts:
