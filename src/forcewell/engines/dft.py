@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import warnings
 from importlib.metadata import version
@@ -170,18 +171,11 @@ def gpu_present() -> bool:
 
 
 def _check_installed(name: str, dispersion: str | None) -> None:
-    missing = None
-    try:
-        import pyscf
-    except ImportError:
-        missing = "PySCF"
-    if missing is None and dispersion:
+    for module, package in (("pyscf", "PySCF"), *((("pyscf.dispersion", "pyscf-dispersion"),) if dispersion else ())):
         try:
-            import pyscf.dispersion
+            importlib.import_module(module)
         except ImportError:
-            missing = "pyscf-dispersion"
-    if missing:
-        raise InputError(f"engine {name!r} needs {missing}: pip install 'forcewell[qm]'")
+            raise InputError(f"engine {name!r} needs {package}: pip install 'forcewell[qm]'") from None
 
 
 def _check_method(method: str, dispersion: str | None) -> None:

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -75,6 +76,10 @@ def make_executor(name: str, workers: int | None, jobs: int) -> Executor:
         raise InputError(f"--workers is {workers}; expected 1 or more")
     if name == "local":
         return Local(min(workers or cores(), max(1, jobs)))
+    if name.startswith("parsl:"):
+        from forcewell.generate.cluster import Parsl
+
+        return Parsl(Path(name.removeprefix("parsl:")))
     raise InputError(f"unknown executor {name!r}; expected local, or parsl:CONFIG with a YAML file")
 
 
