@@ -58,7 +58,9 @@ def test_the_cost_follows_the_measurements() -> None:
     one, three = costs(polymers_of([open_ring(GBL)], sampling), sampling)
     assert (one.jobs, one.frames, three.frames, three.atoms) == (2, 41, 42, (36, 36))  # of the monomer one minimum, of the loop two
     assert three.evaluations == 2 * (2 * 100 + RELAXATION * 36)
-    assert three.seconds["gfn2"] == pytest.approx((three.evaluations + LABEL * 42) * LAWS["gfn2"](36, 0))
+    assert 3600 * three.hours("gfn2") == pytest.approx((three.evaluations + LABEL * 42) * LAWS["gfn2"](36, 0))
+    labels = 42 * LAWS["pyscf"](36, 138)
+    assert 3600 * three.hours("pyscf", "gfn2") == pytest.approx(three.evaluations * LAWS["gfn2"](36, 0) + labels)
     assert [law_of(name) for name in ("gfn1", "pyscf:PBE/def2-SVP", "ase:ase.calculators.orca.ORCA", "m.safetensors")] == [
         "gfn1", "pyscf", None, "forcewell-small",
     ]  # fmt: skip

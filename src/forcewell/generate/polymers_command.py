@@ -74,7 +74,7 @@ def polymers(
 
     Example: forcewell generate polymers --family gamma-butyrolactone --loops 1,3,4,5 --out gbl.fw
 
-    Example: forcewell generate polymers --monomer "C[C@@H]1OC(=O)[C@H](C)OC1=O" --loops 1,3 --chains 2,4 --out lactide.fw
+    Example: forcewell generate polymers --monomer "CC1CC(=O)O1" --loops 1,3 --chains 2,4 --out butyrolactone.fw
 
     Example: forcewell generate polymers --family lactones --dry-run
     """
@@ -129,7 +129,7 @@ def _campaign(
     jobs = [Job("polymer", arguments) for arguments in polymer_jobs(found, sampling, seed)]
     say(f"{len(found)} polymers, {len(jobs)} starts")
     if dry_run:
-        for line in _estimate(costs(found, sampling), engine_name):
+        for line in _estimate(costs(found, sampling), engine_name, sampler):
             say(line)
         return
     if out is None:
@@ -142,21 +142,23 @@ def _campaign(
         say(line)
 
 
-def _estimate(rows: Sequence[Cost], engine_name: str) -> list[str]:
-    """The table of a dry run: by repeat units for the engine that was asked for, and in all for each that was measured."""
-    law = law_of(engine_name)
-    lines = ["repeat units   atoms       starts   frames   evaluations   " + ("CPU hours" if law else "")]
+def _estimate(rows: Sequence[Cost], engine_name: str, sampler: str | None) -> list[str]:
+    """The table of a dry run: by repeat units for the engines that were asked for, and in all for each that was measured."""
+    law, moving = law_of(engine_name), law_of(sampler or engine_name)
+    lines = ["repeat units   atoms       starts   frames   evaluations   " + ("CPU hours" if law and moving else "")]
     for row in rows:
         atoms = f"{row.atoms[0]}-{row.atoms[1]}" if row.atoms[0] < row.atoms[1] else str(row.atoms[0])
-        hours = f"{row.seconds[law] / 3600:>12,.2f}" if law else ""
+        hours = f"{row.hours(law, moving):>12,.2f}" if law and moving else ""
         lines.append(f"{row.repeats:>12}   {atoms:<10} {row.jobs:>7,} {row.frames:>8,} {row.evaluations:>13,} {hours}")
     totals = (sum(row.jobs for row in rows), sum(row.frames for row in rows), sum(row.evaluations for row in rows))
     lines.append("{:>12}   {:<10} {:>7,} {:>8,} {:>13,}".format("all", "", *totals))
     for name in LAWS:
-        hours = sum(row.seconds[name] for row in rows) / 3600
+        hours = sum(row.hours(name) for row in rows)
         lines.append(f"{TITLES[name]}: {hours:,.3g} CPU hours" + (", extrapolated from 94 electrons" if name == "pyscf" else ""))
-    if law is None:
-        lines.append(f"{engine_name}: its cost was never measured; multiply the evaluations by the time of one")
+    hours = sum(row.hours("pyscf", "gfn2") for row in rows)
+    lines.append(f"GFN2-xTB samples, that DFT labels: {hours:,.3g} CPU hours, extrapolated from 94 electrons")
+    if law is None or moving is None:
+        lines.append("The cost of an engine ase:... was never measured: multiply the evaluations or frames by the time of one")
     return lines
 
 
