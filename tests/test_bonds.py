@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 from ase.build import molecule
 
-from forcewell.bonds import BENCHMARK, _component_hashes, benchmark_hash, bonds, component_hashes, excluded, graph_hashes, identify, resolve
+from forcewell.bonds import (
+    BENCHMARK,
+    FINE_TUNED,
+    _component_hashes,
+    benchmark_hash,
+    bonds,
+    component_hashes,
+    excluded,
+    graph_hashes,
+    identify,
+    resolve,
+)
 from forcewell.errors import InputError
 from forcewell.importing import import_source
 from forcewell.sources import SOURCES
@@ -95,7 +106,7 @@ def test_importing_a_benchmark_is_said_aloud(tmp_path):
 
 
 def test_names_to_exclude():
-    assert resolve("none") == [] and resolve("benchmark") == list(BENCHMARK)
+    assert resolve("none") == [] and resolve("benchmark") == list(FINE_TUNED) and resolve("all") == list(BENCHMARK)
     assert resolve("aspirin, salicylic") == ["aspirin", "salicylic acid"]
     with pytest.raises(InputError, match="did you mean 'ethanol'"):
         resolve("etanol")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
-from forcewell import __version__, data_commands
+from forcewell import __version__, data_commands, generate_commands
 from forcewell.conformers_command import conformers
 from forcewell.display import say
 from forcewell.errors import InputError
@@ -24,6 +24,7 @@ app = App(
 )
 data_commands.app.command(conformers)
 app.command(data_commands.app)
+app.command(generate_commands.app)
 app.command(simulate)
 
 Changes = Annotated[

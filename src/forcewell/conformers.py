@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -33,9 +34,9 @@ class Embedded:
     canonical: str
 
 
-def embedded(smiles: str, conformers: int, seed: int, largest: int = LARGEST) -> Embedded | None:
-    """Conformers by ETKDGv3, from random coordinates where the first way fails; None where both fail, the molecule has more
-    than ``largest`` atoms, or the SMILES is bad."""
+def embed(smiles: str, conformers: int, seed: int, largest: int = LARGEST) -> Any | None:
+    """RDKit's molecule with hydrogens (last) and up to ``conformers`` conformers by ETKDGv3, from random coordinates where the
+    first way fails; None where both fail, the molecule has more than ``largest`` atoms, or the SMILES is bad."""
     from rdkit import Chem, rdBase
     from rdkit.Chem import rdDistGeom
 
@@ -43,7 +44,6 @@ def embedded(smiles: str, conformers: int, seed: int, largest: int = LARGEST) ->
         molecule = Chem.MolFromSmiles(smiles)
         if molecule is None or not molecule.GetNumAtoms():
             return None
-        canonical = Chem.MolToSmiles(molecule)
         molecule = Chem.AddHs(molecule)
         if molecule.GetNumAtoms() > largest:
             return None
@@ -54,7 +54,15 @@ def embedded(smiles: str, conformers: int, seed: int, largest: int = LARGEST) ->
         if not len(rdDistGeom.EmbedMultipleConfs(molecule, number, parameters)):
             parameters.useRandomCoords = True
             rdDistGeom.EmbedMultipleConfs(molecule, number, parameters)
-    if not molecule.GetNumConformers():
+    return molecule if molecule.GetNumConformers() else None
+
+
+def embedded(smiles: str, conformers: int, seed: int, largest: int = LARGEST) -> Embedded | None:
+    """What ``embed`` finds, without RDKit's types."""
+    from rdkit import Chem
+
+    molecule = embed(smiles, conformers, seed, largest)
+    if molecule is None:
         return None
     atoms = list(molecule.GetAtoms())
     return Embedded(
@@ -62,7 +70,7 @@ def embedded(smiles: str, conformers: int, seed: int, largest: int = LARGEST) ->
         np.array([atom.GetFormalCharge() for atom in atoms]),
         _apart(np.array([conformer.GetPositions() for conformer in molecule.GetConformers()]), Chem.GetMolFrags(molecule)),
         1 + sum(atom.GetNumRadicalElectrons() for atom in atoms),
-        canonical,
+        Chem.MolToSmiles(Chem.MolFromSmiles(smiles)),
     )
 
 

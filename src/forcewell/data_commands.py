@@ -96,8 +96,8 @@ def import_command(
     out
         The store to write, e.g. qm9.fw.
     exclude
-        Molecules to leave out, found by bond graph: benchmark (aspirin, ethanol, naphthalene, salicylic acid), none, or
-        names separated by commas.
+        Molecules to leave out, found by bond graph: benchmark (aspirin, ethanol, naphthalene, salicylic acid), all
+        (those and five more that generated data never contain), none, or names separated by commas.
     option
         An option of the source as key=value; may be repeated.
     map_
@@ -143,6 +143,8 @@ def info_command(store: Path) -> None:
         # Escaped, since rich takes [eV] for a style.
         table.add_row(kind, ", ".join(escape(f"{name} [{unit}]") if unit else name for name, unit in manifest[kind].items()))
     table.add_row("levels", ", ".join(opened.levels))
+    for engine in filter(None, opened.engines):
+        table.add_row("engine", escape(engine))
     for level, fit in manifest["references"].items():
         energies = ", ".join(f"{element}: {value:.4f}" for element, value in fit["energies"].items())
         rank = f"rank {fit['rank']} of {len(fit['energies'])}, minimum norm"

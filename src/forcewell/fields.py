@@ -52,3 +52,6 @@ MOLECULE_FIELDS = tuple(name for name, field in FIELDS.items() if field.scope ==
 INPUT_FIELDS = tuple(name for name, field in FIELDS.items() if not field.target)
 TARGET_FIELDS = tuple(name for name, field in FIELDS.items() if field.target)
 REQUIRED = ("numbers", "positions")
+# Where a generated frame is from: properties, with their units. Frames of one trajectory share its number. net_force: what a DFT
+# grid had added to the forces, before it was removed.
+PROVENANCE = {"temperature": "K", "seed": "", "trajectory": "", "time": "fs", "net_force": "eV/Å"}

@@ -52,7 +52,7 @@ def import_source(
 ) -> Imported:
     """Reads ``paths`` with a source and writes the store ``out``; an interrupted import of the same settings is continued.
 
-    exclude: "benchmark" (aspirin, ethanol, naphthalene, salicylic acid), "none", or names. options: of the source.
+    exclude: "benchmark" (aspirin, ethanol, naphthalene, salicylic acid), "all", "none", or names. options: of the source.
     shard_bytes: a fixed shard size instead of the growing one. progress: show a bar with throughput and time left.
     unchecked: keep data in which ``check`` finds an error, such as forces that are gradients or in another unit.
 

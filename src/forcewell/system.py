@@ -31,6 +31,7 @@ class Block:
     molecule: (F,) str, an identifier shared by the conformations of one molecule (splits go by it).
     smiles: (F,) str, "" where not known. source, level: where the data are from and their level of theory.
     properties: other labels by name, (F,) float64 in the unit that the source's card names.
+    engine: what computed the labels, with version and settings, as one line of JSON; "" where not known.
 
     >>> water = Block.shared([8, 1, 1], [[[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]]], level="demo")
     >>> len(water), water.counts.tolist(), water.arrays["numbers"].tolist()
@@ -44,6 +45,7 @@ class Block:
     molecule: np.ndarray | None = None
     smiles: np.ndarray | None = None
     properties: dict[str, np.ndarray] = field(default_factory=dict)
+    engine: str = ""
 
     def __post_init__(self) -> None:
         self.counts = np.asarray(self.counts, dtype=np.int64)
@@ -102,7 +104,7 @@ class Block:
         arrays = {name: value[atoms if name in ATOM_FIELDS else rows] for name, value in self.arrays.items()}
         properties = {name: value[rows] for name, value in self.properties.items()}
         assert self.molecule is not None and self.smiles is not None
-        return Block(counts, arrays, self.source, self.level, self.molecule[rows], self.smiles[rows], properties)
+        return Block(counts, arrays, self.source, self.level, self.molecule[rows], self.smiles[rows], properties, self.engine)
 
     def system(self, index: int) -> System:
         """One conformation."""
@@ -111,7 +113,7 @@ class Block:
         arrays = {name: value[atoms if name in ATOM_FIELDS else index] for name, value in self.arrays.items()}
         properties = {name: float(value[index]) for name, value in self.properties.items()}
         assert self.molecule is not None and self.smiles is not None
-        return System(arrays, self.source, self.level, str(self.molecule[index]), str(self.smiles[index]), properties)
+        return System(arrays, self.source, self.level, str(self.molecule[index]), str(self.smiles[index]), properties, self.engine)
 
     def validate(self, first: int = 0) -> None:
         """Raises InputError, naming the conformation, for NaN positions, unknown elements, overlapping atoms or bad cells.
@@ -204,6 +206,7 @@ class System:
     molecule: str = ""
     smiles: str = ""
     properties: dict[str, float] = field(default_factory=dict)
+    engine: str = ""
 
     def __len__(self) -> int:
         return len(self.arrays["numbers"])
@@ -290,7 +293,7 @@ def block_of(systems: Sequence[System] | Iterable[System]) -> Block:
         arrays[name] = np.stack(values) if name in MOLECULE_FIELDS else np.concatenate(values)
     names = sorted({key for system in systems for key in system.properties})
     properties = {key: np.array([system.properties.get(key, np.nan) for system in systems]) for key in names}
-    sources, levels = {system.source for system in systems}, {system.level for system in systems}
+    sources, levels, engines = ({getattr(system, name) for system in systems} for name in ("source", "level", "engine"))
     return Block(
         counts,
         arrays,
@@ -299,4 +302,5 @@ def block_of(systems: Sequence[System] | Iterable[System]) -> Block:
         molecule=np.array([system.molecule for system in systems], dtype=object),
         smiles=np.array([system.smiles for system in systems], dtype=object),
         properties=properties,
+        engine=engines.pop() if len(engines) == 1 else "",
     )

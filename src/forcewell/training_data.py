@@ -22,6 +22,7 @@ BUNDLED = {
     "qm9": ("qm9", ("qm9_minima_4002.npz",), False),
     "qm7x": ("qm7x", ("qm7x_hand.npz",), False),
     "s66x8": ("s66x8", ("s66x8.npz",), False),
+    "corpus": ("generated", ("corpus.npz",), False),
     "ethanol": ("rmd17", ("rmd17_ethanol_train_01.npz",), True),
     "ethanol-test": ("rmd17", ("rmd17_ethanol_test_01.npz",), True),
 }

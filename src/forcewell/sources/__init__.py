@@ -21,6 +21,7 @@ from forcewell.sources import (
     bpa,
     comp6,
     extxyz,
+    generated,
     hdf5,
     iso17,
     md17,
@@ -53,7 +54,7 @@ class Source(Protocol):
 
 
 _MINIMA = (pcqm4mv2, qm9, pubchemqc_pm6)
-_DISPLACED = (ani1, ani1x, spice, qm7x, transition1x, comp6, s66x8)
+_DISPLACED = (ani1, ani1x, spice, qm7x, transition1x, comp6, s66x8, generated)
 _TRAJECTORIES = (md17, rmd17, md17_ccsdt, md22, iso17, bpa, acac)
 _ANY = (extxyz, npz, hdf5, asedb, aselmdb)
 SOURCES: dict[str, Source] = {module.CARD.name: module for module in (*_MINIMA, *_DISPLACED, *_TRAJECTORIES, moleculenet, *_ANY)}  # type: ignore[misc]

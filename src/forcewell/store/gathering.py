@@ -26,12 +26,13 @@ Piece = tuple[Shard, slice, np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """block: n conformations (its ``level`` and ``source`` are left empty). level, source: (n,) index into the names of
-    the data set that each row is from; ``source`` is empty where only the fields were asked for."""
+    """block: n conformations (its ``level``, ``source`` and ``engine`` are left empty). level, source, engine: (n,) index into
+    the names of the data set that each row is from; the last two are empty where only the fields were asked for."""
 
     block: Block
     level: np.ndarray
     source: np.ndarray
+    engine: np.ndarray
 
 
 class Gatherer:
@@ -93,12 +94,13 @@ class Gatherer:
         else:
             level = column([shard.level for shard, _, _ in pieces], np.int32)
         if bare:
-            return Gathered(Block(ordered, arrays), level, np.zeros(0, dtype=np.int32))
+            return Gathered(Block(ordered, arrays), level, np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int32))
         source = column([shard.source for shard, _, _ in pieces], np.int32)
+        engine = column([shard.engine for shard, _, _ in pieces], np.int32)
         names = self._properties
         properties = {name: column([shard.properties.get(name) for shard, _, _ in pieces], np.float64, (), np.nan) for name in names}
         molecule, smiles = (_text(pieces, rows, name, back) for name in ("molecule", "smiles"))
-        return Gathered(Block(ordered, arrays, molecule=molecule, smiles=smiles, properties=properties), level, source)
+        return Gathered(Block(ordered, arrays, molecule=molecule, smiles=smiles, properties=properties), level, source, engine)
 
 
 def _ranges(first: np.ndarray, counts: np.ndarray, ends: np.ndarray) -> np.ndarray:

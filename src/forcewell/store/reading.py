@@ -18,7 +18,7 @@ import pyarrow as pa
 from forcewell.errors import InputError
 from forcewell.fields import ATOM_FIELDS, FIELDS
 from forcewell.store.gathering import Gatherer
-from forcewell.store.shards import Shard, damaged, empty_shard, joined, missing, read_manifest, shard_of, verify
+from forcewell.store.shards import UNKNOWN_ENGINE, Shard, damaged, empty_shard, joined, missing, read_manifest, shard_of, verify
 from forcewell.system import Block, System, block_of
 
 
@@ -27,6 +27,7 @@ class Dataset(Protocol):
 
     levels: list[str]
     sources: list[str]
+    engines: list[str]
     elements: list[int]
     fields: list[str]
     _sizes: list[int]  # conformations of each shard; with ``_shard``, what a Gatherer reads by
@@ -50,6 +51,7 @@ class Sharded(ABC):
 
     levels: list[str]
     sources: list[str]
+    engines: list[str]
     elements: list[int]
     fields: list[str]
     _properties: list[str]
@@ -86,21 +88,23 @@ class Sharded(ABC):
 
     def column(self, name: str) -> np.ndarray:
         """(n, ...) a whole molecule-scope column: a molecule field (filled with "not known" where a shard lacks it),
-        "molecule" or "smiles" (object), "level" or "source" (index into ``levels``, ``sources``), "property:NAME" (NaN
-        where absent). Raises InputError for any other name."""
+        "molecule" or "smiles" (object), "level", "source" or "engine" (index into ``levels``, ``sources``, ``engines``),
+        "property:NAME" (NaN where absent). Raises InputError for any other name."""
         parts = [self._column_of(self._shard(k), size, name) for k, size in enumerate(self._sizes)]
         return np.concatenate(parts) if parts else self._column_of(empty_shard(), 0, name)
 
     def _column_of(self, shard: Shard, size: int, name: str) -> np.ndarray:
         if name in ("level", "source"):
             return getattr(shard, name)
+        if name == "engine":
+            return np.zeros(size, dtype=np.int32) if shard.engine is None else shard.engine
         if name in ("molecule", "smiles"):
             return shard.strings[name].to_numpy(zero_copy_only=False)
         if name.startswith("property:") and name[9:] in self._properties:
             return shard.properties.get(name[9:], np.full(size, np.nan))
         if name not in FIELDS or name in ATOM_FIELDS:
             known = [field_name for field_name in FIELDS if field_name not in ATOM_FIELDS] + [f"property:{key}" for key in self._properties]
-            raise InputError(f"no column {name!r} (known: molecule, smiles, level, source, {', '.join(known)})")
+            raise InputError(f"no column {name!r} (known: molecule, smiles, level, source, engine, {', '.join(known)})")
         return shard.arrays[name] if name in shard.arrays else missing(name, size)
 
     def molecule_codes(self) -> np.ndarray:
@@ -114,7 +118,7 @@ class Sharded(ABC):
     def block(self, indices: Any) -> Block:
         """The conformations at ``indices`` (integers in any order, or a mask), copied into a Block.
 
-        ``Block.level`` and ``Block.source`` are "" where the rows differ. Raises InputError for an index out of range.
+        ``Block.level``, ``Block.source`` and ``Block.engine`` are "" where the rows differ. Raises InputError for an index out of range.
         """
         wanted = np.asarray(indices)
         wanted = np.flatnonzero(wanted) if wanted.dtype == bool else wanted.astype(np.int64)
@@ -124,6 +128,7 @@ class Sharded(ABC):
             self._gather = Gatherer([self])
         found = self._gather(wanted)
         found.block.source, found.block.level = _only(found.source, self.sources), _only(found.level, self.levels)
+        found.block.engine = _only(found.engine, self.engines)
         return found.block
 
 
@@ -150,6 +155,7 @@ class Store(Sharded):
                 raise InputError(f"{file} is {found}; import the data again or restore the file")
         self._sizes = [int(entry["conformations"]) for entry in self._entries]
         self.levels, self.sources = list(self.manifest["levels"]), list(self.manifest["sources"])
+        self.engines = list(self.manifest.get("engines", UNKNOWN_ENGINE))
         self.elements, self.fields = list(self.manifest["elements"]), list(self.manifest["fields"])
         self._properties = list(self.manifest["properties"])
         self._open: dict[int, Shard] = {}
@@ -191,10 +197,10 @@ class MemoryData(Sharded):
         blocks = list(blocks)
         if not sum(len(block) for block in blocks):
             raise InputError(f"{name} holds no conformation")
-        self.levels, self.sources = [], []
-        block, level, source = joined(blocks, self.levels, self.sources)
+        self.levels, self.sources, self.engines = [], [], list(UNKNOWN_ENGINE)
+        block, level, source, engine = joined(blocks, self.levels, self.sources, self.engines)
         strings = {key: pa.array(getattr(block, key), pa.large_string()) for key in ("molecule", "smiles")}
-        self._only = Shard(block.offsets, block.arrays, level, source, strings, block.properties)
+        self._only = Shard(block.offsets, block.arrays, level, source, strings, block.properties, engine=engine)
         self._sizes = [len(block)]
         self.elements = np.unique(block.arrays["numbers"]).tolist()
         self.fields, self._properties = list(block.arrays), list(block.properties)

@@ -21,6 +21,8 @@ from forcewell.fields import ATOM_FIELDS, FIELDS
 from forcewell.system import Block
 
 FORMAT, VERSION, MANIFEST = "forcewell-store", 1, "manifest.json"
+# The first of a store's engines; shards without the column "engine", as imports write them, are of it.
+UNKNOWN_ENGINE = ("",)
 
 
 @dataclass(slots=True)
@@ -34,6 +36,7 @@ class Shard:
     strings: dict[str, Any]  # "molecule" and "smiles": Arrow string arrays (n,)
     properties: dict[str, np.ndarray] = field(default_factory=dict)
     only_level: int = -1  # the level of all rows, -1 where they differ
+    engine: np.ndarray | None = None  # (n,) index into ``engines``; None for 0 throughout
 
     def __post_init__(self) -> None:
         if len(self.level) and (self.level == self.level[0]).all():
@@ -105,12 +108,13 @@ def shard_of(batch: Any) -> Shard:
             flat = column.to_numpy() if pa.types.is_primitive(column.type) else column.values.to_numpy()
             arrays[name] = flat.view(declared.stored).reshape(-1, *declared.shape)
     strings = {name: columns[name] for name in ("molecule", "smiles")}
-    return Shard(offsets, arrays, columns["level"].to_numpy(), columns["source"].to_numpy(), strings, properties)
+    engine = columns["engine"].to_numpy() if "engine" in columns else None
+    return Shard(offsets, arrays, columns["level"].to_numpy(), columns["source"].to_numpy(), strings, properties, engine=engine)
 
 
-def batch_of(blocks: Sequence[Block], levels: list[str], sources: list[str]) -> Any:
-    """One record batch of several Blocks; ``levels`` and ``sources`` grow by new names."""
-    block, level, source = joined(blocks, levels, sources)
+def batch_of(blocks: Sequence[Block], levels: list[str], sources: list[str], engines: list[str]) -> Any:
+    """One record batch of several Blocks; ``levels``, ``sources`` and ``engines`` grow by new names."""
+    block, level, source, engine = joined(blocks, levels, sources, engines)
     columns: dict[str, Any] = {}
     for name, values in block.arrays.items():
         flat = np.ascontiguousarray(values).reshape(-1)
@@ -120,20 +124,21 @@ def batch_of(blocks: Sequence[Block], levels: list[str], sources: list[str]) -> 
             columns[name] = pa.LargeListArray.from_arrays(pa.array(block.offsets * width), flat)
         else:
             columns[name] = pa.FixedSizeListArray.from_arrays(flat, width) if FIELDS[name].shape else flat
-    columns |= {"level": pa.array(level), "source": pa.array(source)}
+    columns |= {"level": pa.array(level), "source": pa.array(source)} | ({"engine": pa.array(engine)} if engine.any() else {})
     columns |= {"molecule": pa.array(block.molecule, pa.large_string()), "smiles": pa.array(block.smiles, pa.large_string())}
     columns |= {f"property:{name}": pa.array(values) for name, values in block.properties.items()}
     return pa.record_batch(list(columns.values()), names=list(columns))
 
 
-def joined(blocks: Sequence[Block], levels: list[str], sources: list[str]) -> tuple[Block, np.ndarray, np.ndarray]:
-    """The blocks as one, with each row's index into ``levels`` and ``sources``."""
-    for block in blocks:
-        for name, names in ((block.level, levels), (block.source, sources)):
-            if name not in names:
-                names.append(name)
-    level = np.concatenate([np.full(len(block), levels.index(block.level), dtype=np.int32) for block in blocks])
-    source = np.concatenate([np.full(len(block), sources.index(block.source), dtype=np.int32) for block in blocks])
+def joined(
+    blocks: Sequence[Block], levels: list[str], sources: list[str], engines: list[str]
+) -> tuple[Block, np.ndarray, np.ndarray, np.ndarray]:
+    """The blocks as one, with each row's index into ``levels``, ``sources`` and ``engines``, which grow by new names."""
+    sizes, coded = [len(block) for block in blocks], []
+    for attribute, names in (("level", levels), ("source", sources), ("engine", engines)):
+        mine = [getattr(block, attribute) for block in blocks]
+        names += [name for name in dict.fromkeys(mine) if name not in names]
+        coded.append(np.repeat(np.array([names.index(name) for name in mine], dtype=np.int32), sizes))
     counts = np.concatenate([block.counts for block in blocks])
     arrays = {}
     for name in FIELDS:
@@ -143,4 +148,4 @@ def joined(blocks: Sequence[Block], levels: list[str], sources: list[str]) -> tu
     keys = list(dict.fromkeys(key for block in blocks for key in block.properties))
     properties = {key: np.concatenate([block.properties.get(key, np.full(len(block), np.nan)) for block in blocks]) for key in keys}
     molecule, smiles = (np.concatenate([getattr(block, name) for block in blocks]) for name in ("molecule", "smiles"))
-    return Block(counts, arrays, molecule=molecule, smiles=smiles, properties=properties), level, source
+    return Block(counts, arrays, molecule=molecule, smiles=smiles, properties=properties), coded[0], coded[1], coded[2]

@@ -17,7 +17,7 @@ from forcewell.errors import InputError
 from forcewell.fields import FIELDS
 from forcewell.store.reading import Store
 from forcewell.store.references import reference_fits
-from forcewell.store.shards import FORMAT, MANIFEST, VERSION, batch_of, manifest_digest, read_manifest, sha256
+from forcewell.store.shards import FORMAT, MANIFEST, UNKNOWN_ENGINE, VERSION, batch_of, manifest_digest, read_manifest, sha256
 from forcewell.system import Block
 
 # A shard is as large as all before it, within these bounds: a killed import loses little, and 16 M conformations
@@ -57,6 +57,7 @@ class StoreWriter:
             "properties": {},
             "levels": [],
             "sources": [],
+            "engines": list(UNKNOWN_ENGINE),
             "references": {},
             "settings": dict(settings or {}),
             "shards": [],
@@ -71,15 +72,20 @@ class StoreWriter:
 
     @classmethod
     def resume(
-        cls, path: str | os.PathLike[str], *, settings: Mapping[str, Any] | None = None, shard_bytes: int | None = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        settings: Mapping[str, Any] | None = None,
+        shard_bytes: int | None = None,
+        reopen: bool = False,
     ) -> StoreWriter:
         """Continues a store whose import was interrupted; the source's first ``consumed`` conformations are in it.
 
-        Raises InputError where the store is complete, damaged, or was begun with other settings.
+        reopen: add to a complete store, too. Raises InputError where the store is complete, damaged, or was begun with other settings.
         """
         store = Store(path)
         store.verify()
-        if store.complete:
+        if store.complete and not reopen:
             raise InputError(f"{path} is complete; choose another name or remove it")
         begun = store.manifest["settings"]
         if settings is not None and begun != json.loads(json.dumps(dict(settings))):
@@ -132,7 +138,7 @@ class StoreWriter:
         manifest["left_out"] += self._waiting_left_out
         if not self._waiting:
             return self._commit(manifest)
-        batch = batch_of(self._waiting, manifest["levels"], manifest["sources"])
+        batch = batch_of(self._waiting, manifest["levels"], manifest["sources"], manifest.setdefault("engines", list(UNKNOWN_ENGINE)))
         file = self.path / f"shard-{len(manifest['shards']):05d}.arrow"
         _write_shard(file, batch)
         atoms = int(sum(block.counts.sum() for block in self._waiting))

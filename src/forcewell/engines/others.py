@@ -1,0 +1,171 @@
+"""Labels by any ASE calculator (ORCA, Psi4, CP2K, VASP ...), and by a Forcewell model."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from forcewell import __version__
+from forcewell.engines.base import Engine, EngineFailure, Labels, check_spin, named
+from forcewell.errors import InputError
+from forcewell.system import System
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import BaseCalculator
+
+PREFIX = "ase:"
+CHARGE, SPIN = "{charge}", "{spin}"
+
+
+class AnyASE(Engine):
+    """``ase:MODULE.CLASS``: a calculator class of ASE (``ase:orca.ORCA``) or of another package (``ase:mace.calculators.MACECalculator``).
+
+    settings: keyword arguments of the class; where one is "{charge}" or "{spin}", each structure's total charge or spin
+    multiplicity is put in, e.g. ``charge="{charge}", mult="{spin}"`` for ORCA. Initial charges and magnetic moments are set, too,
+    on the first atom, for calculators that read those (VASP, GPAW). level: name of the level of theory to store; default: class
+    and settings. Calculators that write files do so in a temporary folder. The programs themselves are configured as ASE says.
+
+    Raises InputError where the class cannot be imported or does not take the settings.
+    """
+
+    def __init__(self, name: str, level: str | None = None, **settings: Any) -> None:
+        self.name, self.settings = name, settings
+        self._class, module = _class_of(name)
+        try:
+            package = module.partition(".")[0]
+            self.version = f"{package} {version(package)}"
+        except PackageNotFoundError:
+            self.version = module
+        described = " ".join(f"{key}={value}" for key, value in sorted(settings.items()))
+        self.level = level or f"{self._class.__name__} {described}".strip()
+        if level is not None:
+            self.settings = {**settings, "level": level}
+        self._keywords = settings
+        self._made: dict[tuple[int, int], BaseCalculator] = {}
+        self._folder = tempfile.TemporaryDirectory(prefix="forcewell-engine-")
+        self._make(0, 1)
+
+    def check(self, system: System) -> None:
+        check_spin(system)
+        told = set(map(str, self._keywords.values()))
+        for field, word, usual in (("charge", CHARGE, 0), ("spin", SPIN, 1)):
+            if int(system.get(field)) != usual and word not in told and not self._reads_atoms():
+                raise InputError(
+                    f"{named(system)} has {field} {int(system.get(field))}, of which engine {self.name!r} is not told; "
+                    f'name the keyword that takes it, e.g. --set {"charge" if field == "charge" else "mult"}="{word}"'
+                )
+
+    def _reads_atoms(self) -> bool:
+        """Whether the calculator takes charge and moments from the atoms: those that ask ASE for changes of both."""
+        return self._class.__module__.startswith(("ase.calculators.vasp", "gpaw"))
+
+    def _make(self, charge: int, spin: int) -> BaseCalculator:
+        filled = {CHARGE: charge, SPIN: spin}
+        keywords = {key: filled.get(value, value) if isinstance(value, str) else value for key, value in self._keywords.items()}
+        try:
+            made = self._class(**keywords)
+        except Exception as error:  # whatever a foreign class objects with
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise InputError(f"engine {self.name!r} cannot be set up with {json.dumps(keywords)} ({reason})") from None
+        if hasattr(made, "directory"):
+            made.directory = Path(self._folder.name) / f"{charge}-{spin}"
+        return made
+
+    def label(self, system: System) -> Labels:
+        self.check(system)
+        state = (int(system.get("charge")), int(system.get("spin")))
+        if state not in self._made:
+            self._made[state] = self._make(*state)
+        calculator = self._made[state]
+        getattr(calculator, "reset", lambda: None)()  # nothing is taken over from the structure before
+        atoms = self._atoms(system)
+        atoms.calc = calculator
+        try:
+            energy, forces = float(atoms.get_potential_energy()), np.asarray(atoms.get_forces(), dtype=np.float64)
+        except Exception as error:  # a program that ended with an error, did not converge, or wrote what ASE cannot read
+            del self._made[state]
+            raise EngineFailure(f"{self.level}: {type(error).__name__}: {' '.join(str(error).split())}") from None
+        if not np.isfinite(energy) or not np.isfinite(forces).all():
+            raise EngineFailure(f"{self.level}: energy or forces are not finite")
+        return Labels(energy, forces)
+
+    def _atoms(self, system: System) -> Any:
+        atoms = system.to_atoms()
+        first = np.arange(len(atoms)) == 0
+        if int(system.get("charge")):
+            atoms.set_initial_charges(np.where(first, float(system.get("charge")), 0.0))
+        if int(system.get("spin")) > 1:
+            atoms.set_initial_magnetic_moments(np.where(first, float(system.get("spin")) - 1.0, 0.0))
+        return atoms
+
+    def calculator(self, system: System, accuracy: float | None = None) -> BaseCalculator:
+        self.check(system)
+        return self._make(int(system.get("charge")), int(system.get("spin")))
+
+
+def _class_of(name: str) -> tuple[Any, str]:
+    """The class of ``ase:MODULE.CLASS`` and its module's name; ASE's own calculators need no ``ase.calculators``."""
+    module, _, kind = name.removeprefix(PREFIX).rpartition(".")
+    if not module:
+        raise InputError(f"engine {name!r} is not of the form ase:MODULE.CLASS, such as ase:orca.ORCA")
+    from ase.calculators.abc import GetPropertiesMixin
+
+    for place in (f"ase.calculators.{module}", module):
+        try:
+            found = getattr(importlib.import_module(place), kind, None)
+        except ModuleNotFoundError as error:
+            if error.name is not None and (place == error.name or place.startswith(f"{error.name}.")):
+                continue  # there is no such module; another one that it imports is another matter
+            raise InputError(f"engine {name!r} needs the module {error.name}, which is not installed") from None
+        if isinstance(found, type) and issubclass(found, GetPropertiesMixin):
+            return found, place
+        raise InputError(f"engine {name!r}: {place} has no ASE calculator {kind!r}")
+    raise InputError(f"engine {name!r}: there is no module {module!r}, in ase.calculators or installed")
+
+
+class Model(Engine):
+    """A Forcewell model, for distillation and pseudo-labels. model_level: its level of theory to predict; default its last.
+
+    The stored level says that these are predictions: they are another surface than the level that the model learned.
+    Raises InputError where there is no such model or it has no such level.
+    """
+
+    atoms_per_job = 16384
+
+    def __init__(self, name: str, model_level: str | None = None) -> None:
+        from forcewell.checkpoint import find_model, load
+        from forcewell.store.shards import sha256
+
+        path = find_model(name)
+        self._potential = load(path)
+        learned = self._potential.levels[self._potential.level_index(model_level)]
+        digest = sha256(path)[:12]
+        self.name, self.level = name, f"{learned} by {path.stem} {digest}"
+        self.version, self.settings = f"forcewell {__version__}, model {digest}", {"model_level": learned}
+
+    def check(self, system: System) -> None:
+        check_spin(system)
+        self._potential.check_elements(system.numbers)
+        charge, spin = int(system.get("charge")), int(system.get("spin"))
+        if (charge, spin) != (0, 1) and not self._potential.config["encoder"].get("electronic"):
+            raise InputError(f"{named(system)} has charge {charge} and spin {spin}, which the model {self.name!r} does not know of")
+
+    def label(self, system: System) -> Labels:
+        self.check(system)
+        found = self._potential.predict([system], level=self.settings["model_level"])
+        energy, forces = float(found["energy"][0]), np.asarray(found["forces"][0], dtype=np.float64)
+        if not np.isfinite(energy) or not np.isfinite(forces).all():
+            raise EngineFailure(f"{self.level}: energy or forces are not finite")
+        return Labels(energy, forces)
+
+    def calculator(self, system: System, accuracy: float | None = None) -> BaseCalculator:
+        from forcewell.ase_calculator import calculator
+
+        self.check(system)
+        return calculator(self._potential, level=self.settings["model_level"])

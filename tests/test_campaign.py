@@ -1,0 +1,294 @@
+"""Campaigns: killed anywhere and gone on with, they come to the same store; failures are kept; strangers are refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forcewell.errors import InputError
+from forcewell.generate import campaign, executors
+from forcewell.generate.campaign import Job
+from forcewell.store import Store
+
+TESTS = Path(__file__).parent
+PROGRAM = TESTS / "campaign_program.py"
+WORK = "campaign_work:frames"
+
+
+@pytest.fixture(autouse=True)
+def test_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(campaign, "WORK", {WORK})
+    monkeypatch.setattr(sys, "path", [str(TESTS), *sys.path])  # worker processes take it over
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs run in this process."""
+    from campaign_program import Inline
+
+    monkeypatch.setattr(campaign, "make_executor", lambda *_: Inline())
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def start(executor: str, out: Path, jobs: list[Job]) -> subprocess.Popen[str]:
+    """A campaign in a process of its own."""
+    listed = out.parent / "jobs.json"
+    listed.write_text(json.dumps([{"kind": job.kind, "arguments": job.arguments} for job in jobs]), encoding="utf-8")
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, str(PROGRAM), executor, str(out), str(listed)]
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said
+    return said
+
+
+def keys(out: Path) -> list[str]:
+    return [json.loads(line)["key"] for line in (out / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_killed_at_every_change_of_the_disk(tmp_path: Path) -> None:
+    """An uninterrupted campaign and one killed at each of its changes come to the same frames, keys, order and files."""
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])
+    command = [sys.executable, str(PROGRAM), "everywhere", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=300)
+    assert done.returncode == 0, done.stderr
+    uninterrupted, *killed = [json.loads(line) for line in done.stdout.splitlines()]
+    print(f"killed at {len(killed)} places; {uninterrupted['frames']} frames")
+    assert len(killed) > 20 and uninterrupted["frames"] == 20 and (uninterrupted["done"], uninterrupted["failed"]) == (5, 1)
+    for other in killed:
+        assert {**other, "call": 0} == uninterrupted, other["call"]
+    assert uninterrupted["files"] == ["jobs", "journal.jsonl", "manifest.json", "shard-00000.arrow", "shard-00001.arrow"]
+
+
+def test_sigkill_with_workers_at_work(tmp_path: Path) -> None:
+    """Its workers end with it, nothing finished is repeated, and the store is that of a campaign that was never killed."""
+    log = tmp_path / "log"
+    jobs = [Job("water", {"seed": k, "seconds": 0.1, "log": str(log)}) for k in range(16)]
+    process = start("local", tmp_path / "killed.fw", jobs)
+    while not log.exists() or len(log.read_text(encoding="utf-8").splitlines()) < 5:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    time.sleep(0.5)  # longer than a job
+    before = log.read_text(encoding="utf-8").splitlines()
+    time.sleep(0.5)
+    assert log.read_text(encoding="utf-8").splitlines() == before, "a worker outlived its campaign"
+    assert "16 done, 0 failed, 0 left; 48 frames" in finished(start("local", tmp_path / "killed.fw", jobs))
+    runs = Counter(line.split()[0] for line in log.read_text(encoding="utf-8").splitlines())
+    print(f"killed after {len(before)} jobs began; run twice: {sum(count > 1 for count in runs.values())}")
+    assert len(runs) == 16 and sum(runs.values()) <= 16 + 2, "no more than the two jobs that were running are repeated"
+    assert {line.split()[1] for line in before} == {"1"}, "one thread per worker"
+    whole = campaign.run(jobs, WORK, tmp_path / "whole.fw", {"a": 1}, workers=1)
+    assert (whole.done, whole.frames) == (16, 48)
+    assert keys(tmp_path / "killed.fw") == keys(tmp_path / "whole.fw")
+    assert Store(tmp_path / "killed.fw").fingerprint == Store(tmp_path / "whole.fw").fingerprint
+
+
+def test_interrupt_ends_cleanly(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    process = start("local", tmp_path / "out.fw", [Job("water", {"seed": k, "seconds": 30, "log": str(log)}) for k in range(3)])
+    while not log.exists():
+        time.sleep(0.02)
+    began = time.monotonic()
+    os.kill(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=20)[0]
+    print(f"ended after {time.monotonic() - began:.1f} s, exit {process.returncode}")
+    assert process.returncode != 0 and said.count("KeyboardInterrupt") == 1, said
+
+
+def test_a_dying_worker_costs_one_job_at_most(tmp_path: Path) -> None:
+    for name in ("once", "always"):
+        (tmp_path / name).touch()
+    dying = [
+        Job("water", {"seed": 50, "die": str(tmp_path / "once")}),
+        Job("water", {"seed": 51, "die": str(tmp_path / "always"), "always": 1}),
+    ]
+    plain = [Job("water", {"seed": k}) for k in range(3)]
+    summary = campaign.run([*dying, *plain], WORK, tmp_path / "out.fw", {}, workers=1)
+    print("\n".join(summary.lines()))
+    assert (summary.done, summary.failed, summary.frames) == (4, 1, 12)
+    assert next(iter(summary.reasons)).startswith("its worker process died 2 times")
+
+
+def test_parsl_with_a_worker_killed(tmp_path: Path) -> None:
+    """Its local high-throughput executor, two workers, one of which is killed: the store is that of the local executor."""
+    pytest.importorskip("parsl")
+    (tmp_path / "die").touch()
+    config = tmp_path / "cluster.yaml"
+    config.write_text(f"provider: local\nworkers_per_node: 2\naddress: 127.0.0.1\nfolder: {tmp_path}/runinfo\n", encoding="utf-8")
+    log = tmp_path / "log"
+    jobs = [Job("water", {"seed": k, "log": str(log)} | ({"die": str(tmp_path / "die")} if k == 2 else {})) for k in range(6)]
+    said = finished(start(f"parsl:{config}", tmp_path / "out.fw", jobs))
+    print(said)
+    assert "6 done, 0 failed, 0 left; 18 frames" in said and not (tmp_path / "die").exists()
+    runs = Counter(line.split()[0] for line in log.read_text(encoding="utf-8").splitlines())
+    assert runs == {str(k): 2 if k == 2 else 1 for k in range(6)}, "only the job of the killed worker ran twice"
+    local = campaign.run(jobs, WORK, tmp_path / "local.fw", {"a": 1}, workers=1)
+    assert local.done == 6 and Store(tmp_path / "local.fw").fingerprint == Store(tmp_path / "out.fw").fingerprint
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "does not exist; parsl:CONFIG names a YAML file"),
+        ("provider: [", "is not YAML"),
+        ("provider: sge", "provider is 'sge'; expected one of local, slurm, pbs, lsf, kubernetes"),
+        ("provider: slurm", "workers_per_node is None; expected a whole number"),
+        ("provider: slurm\nworkers_per_node: 4\nwaltime: '1:00:00'", "unknown key 'waltime'; did you mean 'walltime'"),
+        ("provider: slurm\nworkers_per_node: 4\nworker_init: rm -rf", "unknown key 'worker_init'"),
+        ('provider: slurm\nworkers_per_node: 4\naccount: "a\\nrm -rf ~"', "expected one line without shell commands"),
+        ("provider: slurm\nworkers_per_node: 4\nscheduler_options: [rm]", "every line must begin with #"),
+        ("provider: pbs\nworkers_per_node: 4\nenvironment: {'A B': 1}", "expected names of variables"),
+        ("provider: local\nworkers_per_node: 4\nscheduler_options: ['#x']", "provider local takes no scheduler_options"),
+    ],
+)
+def test_bad_cluster_files(tmp_path: Path, text: str | None, message: str) -> None:
+    pytest.importorskip("parsl")
+    file = tmp_path / "cluster.yaml"
+    if text is not None:
+        file.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=message) as caught:
+        executors.make_executor(f"parsl:{file}", None, 1)
+    print(caught.value)
+
+
+def test_cluster_files(tmp_path: Path) -> None:
+    """What Parsl gets for each batch system: the provider, its options, a launcher for several nodes, a prepared shell."""
+    pytest.importorskip("parsl")
+    from forcewell.generate.cluster import PROVIDERS, Parsl
+
+    extra = {
+        "slurm": "partition: main\nwalltime: '12:00:00'\nmodules: [gcc/13]\nscheduler_options: ['#SBATCH --mem=0']\nmax_blocks: 3\nnodes_per_block: 2",
+        "pbs": "queue: long\nnodes_per_block: 2",
+        "lsf": "queue: long\nproject: a b\nnodes_per_block: 2",
+        "local": "environment: {WHERE: it's here}",
+    }
+    for name, options in extra.items():
+        (tmp_path / name).write_text(f"provider: {name}\nworkers_per_node: 8\naddress: 127.0.0.1\n{options}\n", encoding="utf-8")
+        made = Parsl(tmp_path / name)
+        provider = made._config.executors[0].provider
+        print(name, type(provider).__name__, made.slots, type(provider.launcher).__name__)
+        assert type(provider).__name__ == PROVIDERS[name]
+        assert made.slots == 4 * 8 * (6 if name == "slurm" else 1 if name == "local" else 2)
+        shell = subprocess.run(
+            ["bash", "-c", f"module() {{ echo loaded $2; }}; {provider.worker_init}; env"], capture_output=True, text=True
+        )
+        assert shell.returncode == 0 and "OMP_NUM_THREADS=1" in shell.stdout, shell.stderr
+        assert ("loaded gcc/13" in shell.stdout) == (name == "slurm") and ("WHERE=it's here" in shell.stdout) == (name == "local")
+        assert type(provider.launcher).__name__ == {"slurm": "SrunLauncher", "pbs": "MpiExecLauncher", "lsf": "JsrunLauncher"}.get(
+            name, "SingleNodeLauncher"
+        )
+
+
+@pytest.mark.usefixtures("inline")
+def test_failures_are_kept_and_repeated_only_when_asked(tmp_path: Path) -> None:
+    reason, log = tmp_path / "reason", tmp_path / "log"
+    reason.touch()
+    jobs = [
+        Job("water", {"seed": 0}),
+        Job("water", {"seed": 1, "fail": str(reason), "log": str(log)}),
+        Job("water", {"seed": 2, "count": "x"}),
+    ]
+    first = campaign.run(jobs, WORK, tmp_path / "out.fw", {})
+    print("\n".join(first.lines()))
+    assert (first.done, first.failed, first.left) == (1, 2, 0)
+    assert first.reasons["the file is there"] == 1 and any(text.startswith("TypeError: ") for text in first.reasons)
+    line = json.loads((tmp_path / "out.fw" / "journal.jsonl").read_text(encoding="utf-8").splitlines()[1])
+    assert (line["status"], line["reason"], line["arguments"]) == ("failed", "the file is there", jobs[1].arguments)
+    reason.unlink()
+    assert campaign.run(jobs, WORK, tmp_path / "out.fw", {}).failed == 2
+    assert len(log.read_text(encoding="utf-8").splitlines()) == 1
+    again = campaign.run(jobs, WORK, tmp_path / "out.fw", {}, retry_failed=True)
+    assert (again.done, again.failed, again.frames) == (2, 1, 6)
+    store = Store(tmp_path / "out.fw")
+    assert store.complete and store.column("molecule").tolist() == ["water 0"] * 3 + ["water 1"] * 3
+
+
+@pytest.mark.usefixtures("inline")
+def test_more_jobs_are_added(tmp_path: Path) -> None:
+    jobs = [Job("water", {"seed": k}) for k in range(4)]
+    campaign.run(jobs[:2], WORK, tmp_path / "out.fw", {})
+    grown = campaign.run(jobs, WORK, tmp_path / "out.fw", {})
+    assert grown.done == 4 and Store(tmp_path / "out.fw").column("molecule").tolist()[::3] == [f"water {k}" for k in range(4)]
+    campaign.run(jobs, WORK, tmp_path / "once.fw", {})
+    for name in ("positions", "energy"):
+        ours, theirs = (Store(tmp_path / folder).block(range(12)).arrays[name] for folder in ("out.fw", "once.fw"))
+        assert (ours == theirs).all()
+
+
+@pytest.mark.usefixtures("inline")
+def test_frames_keep_what_they_are(tmp_path: Path) -> None:
+    """Level, source, engine and provenance of each frame, through the waiting file and the store, and in `data info`."""
+    from campaign_work import frames
+
+    from forcewell.cli import main
+
+    campaign.run([Job("water", {"seed": k}) for k in range(2)], WORK, tmp_path / "out.fw", {})
+    store = Store(tmp_path / "out.fw")
+    for row, made in enumerate(frames({"seed": 0}) + frames({"seed": 1})):
+        found = store[row]
+        assert (found.source, found.level, found.engine, found.molecule) == (made.source, made.level, made.engine, made.molecule)
+        assert found.properties == made.properties and all((found.arrays[name] == made.arrays[name]).all() for name in made.arrays)
+    assert store.engines == ["", '{"engine": "demo"}']
+    main(["data", "info", str(tmp_path / "out.fw")])
+
+
+@pytest.mark.usefixtures("inline")
+def test_another_campaigns_folder(tmp_path: Path) -> None:
+    jobs = [Job("water", {"seed": k}) for k in range(2)]
+    out = tmp_path / "out.fw"
+    campaign.run(jobs, WORK, out, {"engine": "gfn2"})
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    refused: list[tuple[list[Job], dict[str, Any], str]] = [
+        (
+            jobs,
+            {"engine": "gfn1"},
+            r'holds another campaign \(engine: "gfn2" there, "gfn1" here\); repeat its settings .* or choose another',
+        ),
+        (jobs[:1], {"engine": "gfn2"}, r"another campaign: 1 of its jobs are not asked for here \(such as water \{\"seed\": 1\}\)"),
+    ]
+    for asked, settings, message in refused:
+        with pytest.raises(InputError, match=message) as caught:
+            campaign.run(asked, WORK, out, settings)
+        print(caught.value)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.txt").touch()
+    with pytest.raises(InputError, match="already exists; choose another name"):
+        campaign.run(jobs, WORK, tmp_path / "folder", {})
+    from forcewell.store import StoreWriter
+
+    writer = StoreWriter(tmp_path / "imported.fw")
+    writer.close()
+    with pytest.raises(InputError, match="is a store that no campaign made; choose another --out"):
+        campaign.run(jobs, WORK, tmp_path / "imported.fw", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "workers", "message"), [("slurm", None, "unknown executor 'slurm'; expected local"), ("local", 0, "--workers is 0")]
+)
+def test_bad_executors(name: str, workers: int | None, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        executors.make_executor(name, workers, 1)
+
+
+def test_keys_are_addresses_of_content() -> None:
+    job = Job("water", {"seed": 1, "count": 2})
+    assert job.key({"a": 1, "b": 2}) == Job("water", {"count": 2, "seed": 1}).key({"b": 2, "a": 1})
+    others = [Job("ice", job.arguments), Job("water", {"seed": 2, "count": 2})]
+    assert len({job.key({"a": 1}), job.key({"a": 2}), *(other.key({"a": 1}) for other in others)}) == 4
+    with pytest.raises(ValueError, match="not a work of this package"):
+        campaign.run([job], "os:system", "never", {})
