@@ -27,7 +27,7 @@ def test_from_smiles_to_a_store(tmp_path: Path) -> None:
     file = written(tmp_path, "C[C@H](O)F chiral\nCC(=O)[O-] acetate\n[CH3] methyl spin=2\nOCC ethanol\n")
     out = succeed("generate", "molecules", "--smiles", file, "--out", tmp_path / "mine.fw", *FEW)
     print(out)
-    assert "3 molecules, 1 benchmark molecules left out" in out and "3 done, 0 failed, 0 left" in out
+    assert "3 molecules; 1 left out as benchmark molecules" in out and "3 done, 0 failed, 0 left" in out
     store = Store(tmp_path / "mine.fw")
     assert store.complete and len(store) == 21 and check(store, "mine").ok
     smiles, charge, spin = (store.column(name) for name in ("smiles", "charge", "spin"))

@@ -19,32 +19,38 @@ if TYPE_CHECKING:
 SHOWN = 10  # unusable SMILES named one by one
 
 
+def _help(text: str) -> Parameter:
+    return Parameter(help=text, negative=())
+
+
 def molecules(
     *,
-    out: Path,
-    smiles: Path | None = None,
-    source: str | None = None,
-    engine_name: Annotated[str, Parameter(name="--engine")] = "gfn2",
-    sampler: str | None = None,
-    conformers: int = 2,
-    minima: bool = True,
-    modes: str = "300:20,600:20,1000:20",
-    dynamics: str = "500:20,1000:20",
-    spacing: float = 10.0,
-    timestep: float = 0.5,
-    equilibration: float = 500.0,
-    torsions: int = 0,
-    dimers: int = 0,
-    exclude: str = "all",
-    elements: str = "",
-    heavy_atoms: int | None = None,
-    limit: int | None = None,
-    neutralise: Annotated[bool, Parameter(negative=())] = False,
-    skip_unusable: Annotated[bool, Parameter(negative=())] = False,
-    seed: int = 0,
-    executor: str = "local",
-    workers: int | None = None,
-    retry_failed: Annotated[bool, Parameter(negative=())] = False,
+    out: Annotated[Path, _help("Store to write, e.g. mine.fw; the campaign's journal is kept in it.")],
+    smiles: Annotated[
+        Path | None, _help("File with one SMILES a line, then name and spin=N if needed; or a .csv with column smiles.")
+    ] = None,
+    source: Annotated[str | None, _help("Instead of a file: rdkit-nci, qm9, or a store or file with SMILES.")] = None,
+    engine_name: Annotated[str, Parameter(name="--engine", help="gfn2, gfn1, pyscf:METHOD/BASIS, ase:MODULE.CLASS or a model.")] = "gfn2",
+    sampler: Annotated[str | None, _help("Another engine that moves the molecules; no frame is then flagged as a minimum.")] = None,
+    conformers: Annotated[int, _help("Different minima of each molecule at most.")] = 2,
+    minima: Annotated[bool, Parameter(help="Keep the minima themselves.")] = True,
+    modes: Annotated[str, _help("Frames along normal modes, TEMPERATURE:FRAMES of each molecule, ...; or none.")] = "300:20,600:20,1000:20",
+    dynamics: Annotated[str, _help("Frames of molecular dynamics, likewise.")] = "500:20,1000:20",
+    spacing: Annotated[float, _help("Between frames of a trajectory (fs).")] = 10.0,
+    timestep: Annotated[float, _help("Of the dynamics (fs).")] = 0.5,
+    equilibration: Annotated[float, _help("Before the first frame of a trajectory (fs).")] = 500.0,
+    torsions: Annotated[int, _help("Points of a relaxed scan of each of up to two rotatable bonds.")] = 0,
+    dimers: Annotated[int, _help("Pairs of the molecule with itself, at random orientations and distances.")] = 0,
+    exclude: Annotated[str, _help("Left out by bond graph: all (nine molecules), benchmark (four of them), none, or names.")] = "all",
+    elements: Annotated[str, _help("Only molecules of these elements, e.g. H,C,N,O.")] = "",
+    heavy_atoms: Annotated[int | None, _help("Only molecules with at most so many atoms other than hydrogen.")] = None,
+    limit: Annotated[int | None, _help("So many molecules, drawn at random.")] = None,
+    neutralise: Annotated[bool, _help("Move protons until each molecule is neutral.")] = False,
+    skip_unusable: Annotated[bool, _help("Leave out, and name, what cannot be used; a collection is always treated so.")] = False,
+    seed: Annotated[int, _help("Of all random choices.")] = 0,
+    executor: Annotated[str, _help("local, or parsl:FILE for a cluster.")] = "local",
+    workers: Annotated[int | None, _help("Processes; default one per core.")] = None,
+    retry_failed: Annotated[bool, _help("Try failed molecules again.")] = False,
 ) -> None:
     """Sample molecules from SMILES and label every conformation; the same command continues a campaign that was interrupted.
 
@@ -54,85 +60,20 @@ def molecules(
     Example: forcewell generate molecules --smiles mine.smi --out mine.fw
 
     Example: forcewell generate molecules --source rdkit-nci --heavy-atoms 9 --limit 100 --dimers 4 --out nci.fw
-
-    Parameters
-    ----------
-    out
-        The store to write, e.g. mine.fw; the campaign's journal is kept in it.
-    smiles
-        A file with one SMILES a line, if needed followed by a name and spin=N (the multiplicity, required for radicals); or a
-        .csv with the columns smiles and, if needed, spin.
-    source
-        Instead of a file: rdkit-nci (4,999 structures that RDKit carries), qm9 (the package's sample of 4,002 molecules), or a
-        store or file with SMILES.
-    engine_name
-        What relaxes, samples and labels: gfn2, gfn1, pyscf:METHOD/BASIS, ase:MODULE.CLASS, or a Forcewell model.
-    sampler
-        Another engine that relaxes and moves the molecules, e.g. gfn2 where DFT labels them; no frame is then flagged as a minimum.
-    conformers
-        Different minima of each molecule at most.
-    minima
-        Keep the minima themselves, flagged as such.
-    modes
-        Frames displaced along normal modes, as TEMPERATURE:FRAMES of each molecule, separated by commas; "none" for none.
-    dynamics
-        Frames of molecular dynamics, likewise.
-    spacing
-        Between frames of a trajectory (fs).
-    timestep
-        Of the dynamics (fs).
-    equilibration
-        Before the first frame of a trajectory (fs).
-    torsions
-        Points of a relaxed scan of each of up to two rotatable bonds.
-    dimers
-        Pairs of the molecule with itself, at random orientations and distances.
-    exclude
-        Molecules to leave out, found by bond graph: all (nine that models are judged by), benchmark (aspirin, ethanol,
-        naphthalene, salicylic acid), none, or names separated by commas.
-    elements
-        Only molecules of these elements, e.g. H,C,N,O.
-    heavy_atoms
-        Only molecules with at most so many atoms other than hydrogen.
-    limit
-        So many molecules, drawn at random.
-    neutralise
-        Move protons until each molecule is neutral.
-    skip_unusable
-        Leave out what cannot be used (naming it), instead of stopping. Collections (--source) are treated so always.
-    seed
-        Of all random choices.
-    executor
-        local, or parsl:FILE for a cluster.
-    workers
-        Processes; default one per core.
-    retry_failed
-        Try failed molecules again.
     """
-    import random
-
     from forcewell.engines import engine
-    from forcewell.generate.planning import Sampling, choose, molecule_jobs, read_smiles, source_smiles, validated
+    from forcewell.generate.planning import Sampling, chosen_from, molecule_jobs, validated
 
-    if (smiles is None) == (source is None):
-        raise InputError("give either --smiles FILE or --source NAME")
     sampling = validated(Sampling, {
         "conformers": conformers, "minima": minima, "modes": frames_at(modes, "--modes"), "dynamics": frames_at(dynamics, "--dynamics"),
         "spacing": spacing, "timestep": timestep, "equilibration": equilibration, "torsion_points": torsions, "dimers": dimers,
     }, "forcewell generate molecules")  # fmt: skip
-    chosen = choose(
-        read_smiles(smiles) if smiles is not None else source_smiles(str(source)), exclude=exclude, neutralise=neutralise,
-        elements=[symbol.strip() for symbol in elements.split(",") if symbol.strip()],
-        heavy_atoms=None if heavy_atoms is None else (1, heavy_atoms), engine=engine(engine_name),
-    )  # fmt: skip
-    species = _usable(chosen, skip_unusable or smiles is None)
-    if limit is not None and limit < len(species):
-        species = random.Random(seed).sample(species, limit)
-    say(f"{len(species)} molecules" + (f", {chosen.excluded} benchmark molecules left out" if chosen.excluded else ""))
-    settings = campaign_settings(engine(engine_name), sampler or "", exclude)
-    _campaign(
-        [("molecule", arguments) for arguments in molecule_jobs(species, sampling, seed)], settings, out, executor, workers, retry_failed
-    )
+    maker = engine(engine_name)
+    chosen = chosen_from(smiles, source, exclude, neutralise, elements, heavy_atoms, maker)
+    species = _usable(chosen, skip_unusable or smiles is None, limit, seed)
+    say(f"{len(species)} molecules" + (f"; {chosen.excluded} left out as benchmark molecules" if chosen.excluded else ""))
+    jobs = [("molecule", arguments) for arguments in molecule_jobs(species, sampling, seed)]
+    _campaign(jobs, campaign_settings(maker, sampler or "", exclude), out, executor, workers, retry_failed)
 
 
 def corpus(
@@ -262,7 +203,9 @@ def frames_at(text: str, option: str) -> dict[float, int]:
     return found
 
 
-def _usable(chosen: Chosen, skip: bool) -> list[Species]:
+def _usable(chosen: Chosen, skip: bool, limit: int | None, seed: int) -> list[Species]:
+    import random
+
     if chosen.left_out and not skip:
         more = f" (and {len(chosen.left_out) - 1} more like it; --skip-unusable leaves them out)" if len(chosen.left_out) > 1 else ""
         raise InputError(chosen.left_out[0] + more)
@@ -273,4 +216,5 @@ def _usable(chosen: Chosen, skip: bool) -> list[Species]:
     if not chosen.species:
         why = f"; {chosen.excluded} are benchmark molecules (--exclude none samples them)" if chosen.excluded else ""
         raise InputError(f"there is no molecule to sample{why}")
-    return chosen.species
+    many = limit is not None and limit < len(chosen.species)
+    return random.Random(seed).sample(chosen.species, limit or 0) if many else chosen.species

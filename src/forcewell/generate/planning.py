@@ -157,6 +157,18 @@ def _qm9() -> Iterator[str]:
                 continue
 
 
+def chosen_from(
+    smiles: Path | None, source: str | None, exclude: str, neutralise: bool, elements: str, heavy_atoms: int | None, engine: Engine
+) -> Chosen:
+    """``choose`` from a file or a source. elements: symbols separated by commas. Raises InputError unless exactly one is given."""
+    if (smiles is None) == (source is None):
+        raise InputError("give either --smiles FILE or --source NAME")
+    requests = read_smiles(smiles) if smiles is not None else source_smiles(str(source))
+    symbols = [symbol.strip() for symbol in elements.split(",") if symbol.strip()]
+    sizes = None if heavy_atoms is None else (1, heavy_atoms)
+    return choose(requests, exclude=exclude, neutralise=neutralise, elements=symbols, heavy_atoms=sizes, engine=engine)
+
+
 def choose(
     requests: Iterable[Request], *, exclude: str | Sequence[str] = "all", neutralise: bool = False, elements: Sequence[str] = (),
     heavy_atoms: tuple[int, int] | None = None, neutral: bool = False, engine: Engine | None = None,
