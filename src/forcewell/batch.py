@@ -141,7 +141,7 @@ class Batch:
         return taken
 
     def _map(self, function: Any) -> Batch:
-        inputs = {f.name: function(f.name, getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "targets"}
+        inputs = {f.name: function(f.name, getattr(self, f.name)) for f in dataclasses.fields(Batch) if f.name != "targets"}
         targets = {f.name: function(f.name, getattr(self.targets, f.name)) for f in dataclasses.fields(self.targets)}
         return Batch(**inputs, targets=Targets(**targets))
 

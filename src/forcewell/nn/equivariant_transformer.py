@@ -17,6 +17,7 @@ from forcewell.nn.embedding import Encoder
 from forcewell.nn.features import Features
 from forcewell.nn.radial import ExponentialNormalBasis, cosine_cutoff
 from forcewell.nn.whitening import WhitenedNorm
+from forcewell.static_batch import StaticBatch
 
 
 class EquivariantTransformer(Encoder):
@@ -73,7 +74,8 @@ class EquivariantTransformer(Encoder):
         nearby = geometry.gather(self.neighbour_embedding(self.species(batch)))
         x = self.combine(torch.cat([x, (filters * nearby).sum(1)], dim=1))
         vectors: Tensor | None = None  # all zero before the first layer, whose vector terms are skipped
-        if self.force_embedding is not None and not bool(torch.isnan(batch.given_forces).all()):
+        none_given = self.force_embedding is None or isinstance(batch, StaticBatch) or bool(torch.isnan(batch.given_forces).all())
+        if self.force_embedding is not None and not none_given:
             vectors = self.force_embedding.vectors(batch)
         kept = []
         for layer in self.layers:
