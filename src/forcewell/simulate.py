@@ -97,6 +97,7 @@ def simulate(
         "relaxation": float(relaxation),
         "replicas": replicas,
         "device": frozen.device.type,
+        "precision": getattr(frozen, "precision", "float32"),
         "seed": seed,
         "record_every": record_every,
         "level": level,
@@ -182,7 +183,7 @@ class _Run:
             raise InputError(f"{self.folder / STATE}: not the state of a simulation; name another folder")
         saved = facts["settings"]
         for name, value in self.settings.items():
-            if saved[name] != value:
+            if saved.get(name, value) != value:  # an older version may not have written all of them
                 shown = "" if name in ("model", "structure", "reference") else f" ({saved[name]} there, {value} now)"
                 raise InputError(f"{self.folder}: was made with another {name}{shown}; resume with the same, or name another folder")
 

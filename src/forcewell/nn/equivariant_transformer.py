@@ -101,7 +101,7 @@ class EquivariantTransformer(Encoder):
             near.vectors / near.distances[:, :, None],
             self.basis(zero),
             cosine_cutoff(zero, self.cutoff, self.lower_cutoff),
-            FusedMessages(near, self.basis, self.heads, near.mask.sum(1).int()) if self.fused(near.mask.device) else None,
+            FusedMessages.of(near, self.basis, self.heads) if self.fused(near.mask.device) else None,
         )
 
     def fused(self, device: torch.device) -> bool:

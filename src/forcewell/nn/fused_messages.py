@@ -27,14 +27,20 @@ def supported(channels: int, heads: int, basis: ExponentialNormalBasis, device: 
 class FusedMessages:
     """What all layers share. Lists of neighbours must be symmetric and fill their places from the first on, as all do here.
 
-    products: "ieee" (float32) or "tf32" (10-bit mantissa) for those of the filters.
+    products: "tf32x3" (as exact as float32) or "tf32" (10-bit mantissa) for those of the filters.
     """
 
     near: Neighbours
     basis: ExponentialNormalBasis
     heads: int
     degrees: Tensor  # (N,) int32
-    products: str = "ieee"
+    products: str
+
+    @classmethod
+    def of(cls, near: Neighbours, basis: ExponentialNormalBasis, heads: int) -> FusedMessages:
+        """For the messages of one evaluation, in the precision that matrix products have in it."""
+        coarse = torch.is_autocast_enabled(near.mask.device.type) or torch.backends.cuda.matmul.fp32_precision == "tf32"
+        return cls(near, basis, heads, near.mask.sum(1).int(), "tf32" if coarse else "tf32x3")
 
     def __call__(self, node: Tensor, vectors: Tensor | None, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """node (N, 5 C): query, key and three values; vectors (N, 3, C), None: all zero; weight (4 C, R) and bias of the filters.
@@ -43,7 +49,7 @@ class FusedMessages:
         Gradients that are themselves to be differentiated (``create_graph``) are those by everything but the filters' weight
         and bias, whose come as NaN then: force training does not need them, and they cost a third more.
         """
-        return _Messages.apply(self, node.contiguous(), vectors, self.near.vectors, weight, bias)  # type: ignore[return-value]
+        return _Messages.apply(self, node.float().contiguous(), vectors, self.near.vectors, weight, bias)  # type: ignore[return-value]
 
     def forward(self, inputs: tuple[Any, ...], changes: tuple[Any, ...] | None) -> tuple[Tensor, Tensor]:
         """The sums, or their derivatives along ``changes`` of node, vectors and displacements."""

@@ -1,0 +1,142 @@
+"""The Triton kernels against the PyTorch modules, on the CPU through Triton's interpreter.
+
+The interpreter takes about 0.1 s for each atom, head, layer and kernel, hence small systems; a program's shape depends on
+channels per head and radial functions alone, and those have the sizes of real models.
+"""
+
+import copy
+from typing import Any
+
+import ase
+import ase.build
+import pytest
+import torch
+
+from forcewell.batch import Batch
+from forcewell.graph import neighbours
+from forcewell.nn import equivariant_transformer, fused_messages
+from forcewell.nn.equivariant_transformer import AttentionLayer
+from forcewell.nn.fused_messages import FusedMessages
+from forcewell.potential import Potential
+from forcewell.system import System
+from forcewell.testing import small_potential
+
+triton = pytest.importorskip("triton")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def interpreter() -> Any:
+    """Kernels run as NumPy programs. Helpers are not prepared anew at each of some thousand calls, which takes 8 ms."""
+    from triton.runtime import interpreter
+
+    prepared: set[str] = set()
+
+    def call(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        name = self.fn.__module__
+        if name.startswith("triton.") and name not in prepared:
+            interpreter._patch_lang(self.fn)
+            prepared.add(name)
+        return self.rewrite()(*arguments, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter.InterpretedFunction, "__call__", call)
+        yield
+
+
+def crystal() -> Batch:
+    """An atom with more neighbours than a program takes at once, all images of itself, and two with few."""
+    box = ase.Atoms("O", cell=[[3.1, 0, 0], [0.6, 3.4, 0], [-0.5, 0.7, 4.1]], pbc=True)
+    rod = ase.Atoms("CN", [[0, 0, 0], [1.1, 0.3, 0]], cell=[4.6, 0, 0], pbc=[True, False, False])
+    return Batch.from_systems([System.from_atoms(box), System.from_atoms(rod)])
+
+
+@pytest.mark.parametrize(("channels", "heads", "radial", "carried"), [(64, 2, 64, True), (48, 3, 16, True), (16, 1, 32, False)])
+def test_messages_and_all_derivatives(channels: int, heads: int, radial: int, carried: bool) -> None:
+    """Values, gradients by every input, and gradients of random sums of these, in float64 by PyTorch and float32 by kernels."""
+    batch = crystal()
+    generator = torch.Generator().manual_seed(4)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    model = small_potential("equivariant-transformer", channels=channels, heads=heads, radial=radial).encoder
+    N = len(batch.numbers)
+    node, vectors, shifts = draw(N, 5 * channels), draw(N, 3, channels), draw(3)
+    towards = [draw(N, channels), draw(N, 3, channels), draw(N, 5 * channels), draw(N, 3, channels), draw(N, 3)]
+
+    def results(fused: bool, dtype: torch.dtype) -> list[torch.Tensor]:
+        encoder: Any = copy.deepcopy(model).to(dtype)
+        layer: AttentionLayer = encoder.layers[1]
+        positions = batch.positions.to(dtype) + shifts.to(dtype)
+        inputs = [part.to(dtype).requires_grad_(True) for part in (node, vectors, positions)]
+        moved = batch.to(dtype=dtype)
+        moved.positions = inputs[2]
+        geometry = encoder._geometry(moved)
+        v = inputs[1] if carried else None
+        if fused:
+            near = neighbours(moved, encoder.cutoff)
+            kernels = FusedMessages.of(near, encoder.basis, heads)
+            sums = kernels(inputs[0], v, layer.filters.weight, layer.filters.bias)
+        else:
+            sums = layer._messages(*inputs[0].split([channels, 4 * channels], dim=1), v, geometry)
+        total = sum((part * weight.to(dtype)).sum() for part, weight in zip(sums, towards, strict=False))
+        used = inputs if carried else [inputs[0], inputs[2]]
+        parameters = [layer.filters.weight, layer.filters.bias]
+        first = torch.autograd.grad(total, [*used, *parameters], retain_graph=True)
+        again = torch.autograd.grad(total, used, create_graph=True)
+        chosen = towards[2:] if carried else [towards[2], towards[4]]
+        second = sum((part * weight.to(dtype)).sum() for part, weight in zip(again, chosen, strict=True))
+        return [*sums, *first, *torch.autograd.grad(second, [*used, *parameters])]
+
+    right, found, usual = results(False, torch.float64), results(True, torch.float32), results(False, torch.float32)
+    assert len(right) == (12 if carried else 10)
+
+    def worst(values: list[torch.Tensor]) -> list[float]:
+        return [float((a.detach().double() - b).abs().max() / b.detach().abs().max()) for a, b in zip(values, right, strict=True)]
+
+    print("kernels", *(f"{error:.0e}" for error in worst(found)), "PyTorch", *(f"{error:.0e}" for error in worst(usual)))
+    assert all(error < max(2e-6, 5 * plain) for error, plain in zip(worst(found), worst(usual), strict=True))
+
+
+def in_float64(potential: Potential) -> Potential:
+    exact = Potential(potential.config).double()
+    exact.load_state_dict({name: value.double() for name, value in potential.state_dict().items()})
+    return exact
+
+
+@pytest.mark.parametrize("kind", ["molecule", "crystal"])
+def test_forces_and_training_gradients(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = crystal() if kind == "crystal" else Batch.from_systems([System.from_atoms(ase.build.molecule("HCN"))])
+    potential = small_potential("equivariant-transformer", heads=2)
+    exact = in_float64(potential)
+    towards = torch.randn(len(batch.numbers), 3, generator=torch.Generator().manual_seed(2))
+
+    def learn(model: Potential, given: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        out = model(given, create_graph=True)
+        (((out.forces - towards.to(out.forces)) ** 2).sum() + out.energy.sum()).backward()
+        return out.forces.detach().double(), {n: p.grad.double() for n, p in model.named_parameters() if p.grad is not None}
+
+    right, right_gradients = learn(exact, batch.to(dtype=torch.float64))
+    monkeypatch.setattr(Potential, "_kernels", lambda *_: None)
+    monkeypatch.setattr(equivariant_transformer, "supported", lambda *_: True)
+    forces, gradients = learn(potential, batch)
+    error = float((forces - right).abs().max() / right.abs().max())
+    off = {n: float((gradients[n] - g).abs().max() / g.abs().max()) for n, g in right_gradients.items() if float(g.abs().max()) > 0}
+    name = max(off, key=lambda n: off[n])
+    print(f"{kind}: forces {error:.1e}, gradient {off[name]:.1e} ({name})")
+    assert error < 1e-5 and off[name] < 5e-5
+    assert set(gradients) == set(right_gradients)
+
+
+def test_where_kernels_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+
+    def used(device: torch.device = gpu, dtype: torch.dtype = torch.float32, **settings: Any) -> bool:
+        encoder: Any = small_potential("equivariant-transformer", **settings).encoder
+        return encoder.to(dtype).fused(device)
+
+    assert used(heads=2) and used(channels=256, heads=8, radial=64)
+    assert not used(cpu, heads=2) and not used(dtype=torch.float64, heads=2) and not used(channels=24, heads=2) and not used(heads=2, radial=20)
+    assert not used(heads=2, smooth_cutoff=False) and not used(heads=2, lower_cutoff=0.5) and not used(heads=2, trainable_radial=True)
+    monkeypatch.setattr(fused_messages.importlib.util, "find_spec", lambda name: None)
+    assert not used(heads=2)
