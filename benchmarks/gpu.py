@@ -1,13 +1,12 @@
 """The GPU path: first whether it is right, then how fast: MD steps, batches, a large system, and training with forces.
 
 Usage: python benchmarks/gpu.py [--json FILE] [--steps 1000] [--precision float32|tf32|bfloat16] [--tiny]
---tiny: a tiny model on whatever device there is, with Triton's interpreter where that is no GPU: a test of this script.
+--tiny: a tiny model on whatever device there is, as a test of this script.
 """
 
 import argparse
 import copy
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -17,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from step import aspirin, cluster
 
 from forcewell import integrators
 from forcewell.batch import Batch
 from forcewell.captured import CapturedSteps
 from forcewell.potential import Potential
 from forcewell.system import System
-from step import aspirin, cluster
 
 LANGEVIN: dict[str, Any] = {"timestep": 0.5, "temperature": 300.0, "friction": 0.01}
 FORCES, GRADIENTS = 1e-5, 1e-4  # largest relative errors of float32 for which anything is measured
@@ -108,13 +107,14 @@ def peer(systems: list[System], device: torch.device, steps: int) -> float | Non
         "rbf_type": "expnorm", "trainable_rbf": False, "activation": "silu", "attn_activation": "silu", "neighbor_embedding": True,
         "distance_influence": "both", "cutoff_lower": 0.0, "cutoff_upper": 5.0, "max_z": 100, "max_num_neighbors": 64, "aggr": "add",
         "derivative": True, "prior_model": None, "output_model": "Scalar", "reduce_op": "sum", "precision": 32, "atom_filter": -1,
-        "check_errors": False, "static_shapes": False, "vector_cutoff": False, "equivariance_invariance_group": "O(3)", "box_vecs": None,
+        "check_errors": False, "static_shapes": False, "vector_cutoff": False, "box_vecs": None,
     }  # fmt: skip
     model, batch = create_model(settings).to(device), Batch.from_systems(systems).to(device)
     return seconds(lambda: model(batch.numbers, batch.positions, batch=batch.molecule), device, max(steps // 10, 1))
 
 
 def main() -> None:
+    """Reads the options, builds the model and the molecules, prints the table and writes it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--steps", type=int, default=1000)
@@ -133,9 +133,9 @@ def main() -> None:
         batches, copies, training, given.steps = (1,), 1, 1, 1
     torch.manual_seed(0)
     potential = Potential({"encoder": {"name": "equivariant-transformer", **sizes}}).to(device)
-    potential._kernels = lambda batch: None  # type: ignore[method-assign]
+    potential._kernels = lambda batch: None  # type: ignore[method-assign]  # those for the CPU, where --tiny runs there
     rows = measure(potential, drug, batches, copies, training, given)
-    rows["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu (interpreter)"
+    rows["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu, nothing measured"
     for name, value in rows.items():
         print(f"{name:44s} {value:.4g}" if isinstance(value, float) else f"{name:44s} {value}")
     if given.json:
@@ -153,7 +153,6 @@ def measure(potential: Potential, drug: System, batches: tuple[int, ...], copies
     if given.precision != "float32":
         rows[f"force error, {given.precision}"], _ = errors(potential, [drug])
     still = copy.deepcopy(potential).requires_grad_(False)
-    still._kernels = potential._kernels  # type: ignore[method-assign]
     eager, graph = (md_step(still, [drug], given.steps, captured) for captured in (False, True))
     rows["MD step, one molecule, ms"], rows["MD step, one molecule, no graph, ms"] = graph * 1e3, eager * 1e3
     theirs = peer([drug], potential.device, given.steps)

@@ -5,6 +5,10 @@ channels per head and radial functions alone, and those have the sizes of real m
 """
 
 import copy
+import importlib
+import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import ase
@@ -128,6 +132,61 @@ def test_forces_and_training_gradients(kind: str, monkeypatch: pytest.MonkeyPatc
     assert set(gradients) == set(right_gradients)
 
 
+def test_precision_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 changes forces a little and energies less; TF32 is a matter of the GPU alone, and is set back."""
+    batch = Batch.from_systems([System.from_atoms(ase.build.molecule("CH3CH2OH"))])
+    potential = small_potential("equivariant-transformer")
+    monkeypatch.setattr(Potential, "_kernels", lambda *_: None)
+    found: dict[str, Any] = {}
+    seen: list[tuple[str, str]] = []
+    original = type(potential.encoder)._geometry
+
+    def spy(self: Any, given: Batch) -> Any:
+        geometry = original(self, given)
+        seen.append((torch.backends.cuda.matmul.fp32_precision, FusedMessages.of(neighbours(given, 5.0), self.basis, 4).products))
+        return geometry
+
+    monkeypatch.setattr(type(potential.encoder), "_geometry", spy)
+    before = torch.backends.cuda.matmul.fp32_precision
+    for precision in ("float32", "tf32", "bfloat16"):
+        potential.precision = precision
+        found[precision] = potential(batch)
+        assert torch.backends.cuda.matmul.fp32_precision == before
+        assert found[precision].energy.dtype == found[precision].forces.dtype == torch.float32
+    assert seen == [(before, "tf32x3"), ("tf32", "tf32"), (before, "tf32")]
+    right = found["float32"].forces
+    assert torch.equal(found["tf32"].forces, right)
+    error = float((found["bfloat16"].forces - right).abs().max() / right.abs().max())
+    print(f"bfloat16: forces {error:.1e}")
+    assert 1e-4 < error < 3e-2
+
+
+def test_benchmark_of_the_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """benchmarks/gpu.py on the CPU: the whole script, with the kernels in the interpreter."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    script: Any = importlib.import_module("gpu")
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(sys, "argv", ["gpu.py"])
+        with pytest.raises(SystemExit, match="no NVIDIA GPU here"):
+            script.main()
+    launches = []
+    run = FusedMessages.forward
+    monkeypatch.setattr(FusedMessages, "forward", lambda self, *given: launches.append(1) or run(self, *given))
+    monkeypatch.setattr(equivariant_transformer, "supported", lambda channels, heads, basis, device: basis.means.dtype == torch.float32)
+    # Timing repeats a call six times, each a second in the interpreter; once shows that the call works.
+    monkeypatch.setattr(script, "seconds", lambda function, device, calls: function() or 1.0)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--tiny", "--precision", "bfloat16", "--json", str(tmp_path / "rows.json")])
+    script.main()
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert len(launches) > 10 and rows["force error, float32"] < 1e-5 < 1e-4 < rows["force error, bfloat16"] < 0.1
+    assert rows["training with forces, batch 1, molecules/s"] == 1.0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in rows)
+    monkeypatch.setattr(script, "FORCES", 0.0)
+    with pytest.raises(SystemExit, match="not right, so nothing is measured"):
+        script.main()
+
+
 def test_where_kernels_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
 
@@ -136,7 +195,12 @@ def test_where_kernels_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
         return encoder.to(dtype).fused(device)
 
     assert used(heads=2) and used(channels=256, heads=8, radial=64)
-    assert not used(cpu, heads=2) and not used(dtype=torch.float64, heads=2) and not used(channels=24, heads=2) and not used(heads=2, radial=20)
+    assert (
+        not used(cpu, heads=2)
+        and not used(dtype=torch.float64, heads=2)
+        and not used(channels=24, heads=2)
+        and not used(heads=2, radial=20)
+    )
     assert not used(heads=2, smooth_cutoff=False) and not used(heads=2, lower_cutoff=0.5) and not used(heads=2, trainable_radial=True)
     monkeypatch.setattr(fused_messages.importlib.util, "find_spec", lambda name: None)
     assert not used(heads=2)

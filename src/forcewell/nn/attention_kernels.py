@@ -31,8 +31,9 @@ def _plus(a, b):
 
 
 @triton.jit
-def _sum(a, axis: tl.constexpr):
-    return tl.sum(a[0], axis), tl.sum(a[1], axis)
+def _sum(a):
+    """(B, D) -> (B,)."""
+    return tl.sum(a[0], 1), tl.sum(a[1], 1)
 
 
 @triton.jit
@@ -162,9 +163,9 @@ def _slope(bar, basis, dr, weight, rows, R: tl.constexpr, DUAL: tl.constexpr, PR
     """Gradient by the distance (B, 1) from that by a filter's input (B, D), dual."""
     slope = _map(basis[1], weight, rows, R, PRECISION)
     if DUAL:
-        return _column(_sum(_times(bar, (slope, _map(basis[2], weight, rows, R, PRECISION) * dr), DUAL), 1))
+        return _column(_sum(_times(bar, (slope, _map(basis[2], weight, rows, R, PRECISION) * dr), DUAL)))
     else:
-        return _column(_sum(_times(bar, (slope, slope), DUAL), 1))
+        return _column(_sum(_times(bar, (slope, slope), DUAL)))
 
 
 @triton.jit
@@ -177,7 +178,7 @@ def _node(node, dnode, at, C, DUAL: tl.constexpr):
 @triton.jit
 def _logit(query, key, filter, DUAL: tl.constexpr):
     """SiLU(Σ_d q k f) and its slope, (B, 1) dual."""
-    return _silu(_column(_sum(_times(query, _times(key, filter, DUAL), DUAL), 1)), DUAL)
+    return _silu(_column(_sum(_times(query, _times(key, filter, DUAL), DUAL))), DUAL)
 
 
 @triton.jit
@@ -226,7 +227,7 @@ def _received(query, there, filters, m, u, sent, scalars_bar, vectors_bar, VECTO
     _, key, v1, v2, v3 = there
     fk, f1, f2, f3 = filters
     activated, slope = _logit(query, key, fk[0], DUAL)
-    attention_bar = _column(_sum(_times(scalars_bar, _times(v1, f1[0], DUAL), DUAL), 1))
+    attention_bar = _column(_sum(_times(scalars_bar, _times(v1, f1[0], DUAL), DUAL)))
     logit_bar = _times(_times(attention_bar, m, DUAL), slope, DUAL)
     query_bar = _times(logit_bar, _times(key, fk[0], DUAL), DUAL)
     bar_k = _times(_times(logit_bar, _times(query, key, DUAL), DUAL), fk[1], DUAL)
@@ -234,15 +235,15 @@ def _received(query, there, filters, m, u, sent, scalars_bar, vectors_bar, VECTO
     towards, s3 = _dot3(u, vectors_bar, DUAL), _times(v3, f3[0], DUAL)
     bar_3 = _times(_times(m, _times(towards, v3, DUAL), DUAL), f3[1], DUAL)
     damped = _times(s3, m, DUAL)
-    across_x = _column(_sum(_times(damped, vectors_bar[0], DUAL), 1))
-    across_y = _column(_sum(_times(damped, vectors_bar[1], DUAL), 1))
-    across_z = _column(_sum(_times(damped, vectors_bar[2], DUAL), 1))
+    across_x = _column(_sum(_times(damped, vectors_bar[0], DUAL)))
+    across_y = _column(_sum(_times(damped, vectors_bar[1], DUAL)))
+    across_z = _column(_sum(_times(damped, vectors_bar[2], DUAL)))
     m_bar, bar_2 = _times(towards, s3, DUAL), bar_3
     if VECTORS:
         carried = _dot3(sent, vectors_bar, DUAL)
         bar_2 = _times(_times(m, _times(carried, v2, DUAL), DUAL), f2[1], DUAL)
         m_bar = _plus(m_bar, _times(carried, _times(v2, f2[0], DUAL), DUAL))
-    m_bar = _plus(_column(_sum(m_bar, 1)), _times(attention_bar, activated, DUAL))
+    m_bar = _plus(_column(_sum(m_bar)), _times(attention_bar, activated, DUAL))
     return query_bar, m_bar, (across_x, across_y, across_z), (bar_k, bar_1, bar_2, bar_3)
 
 
@@ -253,7 +254,7 @@ def _sent(here, query, filters, m, u, own, scalars_bar, vectors_bar, VECTORS: tl
     _, key, v1, v2, _ = here
     fk, f1, f2, f3 = filters
     activated, slope = _logit(query, key, fk[0], DUAL)
-    attention_bar = _column(_sum(_times(scalars_bar, _times(v1, f1[0], DUAL), DUAL), 1))
+    attention_bar = _column(_sum(_times(scalars_bar, _times(v1, f1[0], DUAL), DUAL)))
     key_bar = _times(_times(_times(attention_bar, m, DUAL), slope, DUAL), _times(query, fk[0], DUAL), DUAL)
     v1_bar = _times(_times(activated, m, DUAL), _times(scalars_bar, f1[0], DUAL), DUAL)
     v3_bar = _times(_times(m, _dot3(u, vectors_bar, DUAL), DUAL), f3[0], DUAL)

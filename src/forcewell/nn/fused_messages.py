@@ -53,27 +53,29 @@ class FusedMessages:
 
     def forward(self, inputs: tuple[Any, ...], changes: tuple[Any, ...] | None) -> tuple[Tensor, Tensor]:
         """The sums, or their derivatives along ``changes`` of node, vectors and displacements."""
-        from forcewell.nn.attention_kernels import _forward
+        from forcewell.nn import attention_kernels
 
+        kernel: Any = attention_kernels._forward
         node, vectors = inputs[:2]
         N, C = len(node), node.shape[1] // 5
         scalars, summed = node.new_empty(N, C), node.new_empty(N, 3, C)
-        _forward[(N, self.heads)](*self._arguments(inputs, changes), scalars, summed, *self._sizes(C), **self._options(C, vectors, changes))
+        kernel[(N, self.heads)](*self._arguments(inputs, changes), scalars, summed, *self._sizes(C), **self._options(C, vectors, changes))
         return scalars, summed
 
     def reverse(
         self, inputs: tuple[Any, ...], changes: tuple[Any, ...] | None, scalars_bar: Tensor, vectors_bar: Tensor, parameters: bool
     ) -> tuple[Tensor | None, ...]:
         """Gradients by node, vectors, displacements, weight and bias of what ``forward`` gives, or their derivatives."""
-        from forcewell.nn.attention_kernels import _reverse
+        from forcewell.nn import attention_kernels
 
+        kernel: Any = attention_kernels._reverse
         node, vectors, displacements, weight, bias = inputs
         N, C, K = len(node), node.shape[1] // 5, displacements.shape[1]
         node_bar, vectors_bar_out = torch.empty_like(node), None if vectors is None else torch.empty_like(vectors)
         by_head = node.new_zeros(N, K, self.heads, 3)
         filters = [node.new_zeros(N * K, 4 * C) if parameters and (k == 0 or changes) else node for k in (0, 1)]
         outputs = (node_bar, node if vectors_bar_out is None else vectors_bar_out, by_head, *filters)
-        _reverse[(N, self.heads)](
+        kernel[(N, self.heads)](
             *self._arguments(inputs, changes), scalars_bar.contiguous(), vectors_bar.contiguous(), *outputs, *self._sizes(C),
             **self._options(C, vectors, changes), PARAMETERS=parameters,
         )  # fmt: skip
@@ -84,7 +86,7 @@ class FusedMessages:
         if changes is None:
             return *found, filters[0].mT @ self.basis(distances).flatten(0, 1), filters[0].sum(0)
         shifts = (displacements * changes[2]).sum(2) / distances
-        basis, change = torch.func.jvp(self.basis, (distances,), (shifts,))
+        basis, change = torch.func.jvp(self.basis, (distances,), (shifts,))  # type: ignore[misc]
         return *found, filters[1].mT @ basis.flatten(0, 1) + filters[0].mT @ change.flatten(0, 1), filters[1].sum(0)
 
     def _arguments(self, inputs: tuple[Any, ...], changes: tuple[Any, ...] | None) -> list[Any]:
