@@ -25,6 +25,7 @@ from forcewell.potential import Potential
 from forcewell.system import System
 
 LANGEVIN: dict[str, Any] = {"timestep": 0.5, "temperature": 300.0, "friction": 0.01}
+CALL = 10  # steps between looks, as in simulations
 FORCES, GRADIENTS = 1e-5, 1e-4  # largest relative errors of float32 for which anything is measured
 
 
@@ -78,7 +79,7 @@ def md_step(potential: Potential, systems: list[System], steps: int, captured: b
     if not captured:
         return seconds(lambda: step(moving), potential.device, max(steps // 10, 1))
     many = CapturedSteps(step, potential.cutoff)
-    return seconds(lambda: many(moving, 10), potential.device, max(steps // 10, 1)) / 10
+    return seconds(lambda: many(moving, CALL), potential.device, max(steps // CALL, 1)) / CALL
 
 
 def training_step(potential: Potential, systems: list[System], steps: int) -> float:
@@ -129,7 +130,7 @@ def main() -> None:
     batches, copies, training = (64, 512, 4096), 48, 256
     if given.tiny:
         sizes = {"channels": 16, "layers": 1, "heads": 1, "radial": 16}
-        drug = System({"numbers": drug.numbers[:3], "positions": drug.positions[:3]})
+        drug = System({"numbers": drug.numbers[:2], "positions": drug.positions[:2]})
         batches, copies, training, given.steps = (1,), 1, 1, 1
     torch.manual_seed(0)
     potential = Potential({"encoder": {"name": "equivariant-transformer", **sizes}}).to(device)

@@ -96,8 +96,6 @@ def simulate(
         "timestep": float(timestep),
         "relaxation": float(relaxation),
         "replicas": replicas,
-        "device": frozen.device.type,
-        "precision": getattr(frozen, "precision", "float32"),
         "seed": seed,
         "record_every": record_every,
         "level": level,
@@ -105,6 +103,7 @@ def simulate(
         "structure": trajectory.fingerprint(block.arrays),
         "reference": trajectory.fingerprint({str(i): member.lengths for i, member in enumerate(members)}, str(reference is not None)),
     }
+    settings |= {"device": frozen.device.type, "precision": getattr(frozen, "precision", "float32")}
     run = _Run(frozen, members, batch, Path(out), settings, histograms=reference is not None)
     run.begin(resume)
     return run.finish(steps, *run.go(steps, progress), reference)
