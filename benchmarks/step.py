@@ -8,6 +8,7 @@ CPU milliseconds, the least of the rounds: what else runs on the machine disturb
 
 import argparse
 import copy
+import math
 import time
 from collections.abc import Callable
 from importlib import resources
@@ -51,7 +52,8 @@ def aspirin() -> System:
 def cluster(molecule: System, count: int) -> System:
     """So many copies, turned at random, 7 Å apart on a grid, as one system: about as dense as a liquid."""
     rng = np.random.default_rng(0)
-    grid = np.stack(np.meshgrid(*[np.arange(3)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)[:count] * 7.0
+    side = math.ceil(count ** (1 / 3))
+    grid = np.stack(np.meshgrid(*[np.arange(side)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)[:count] * 7.0
     turns = [np.linalg.qr(rng.normal(size=(3, 3)))[0] for _ in range(count)]
     centred = molecule.positions - molecule.positions.mean(0)
     return System(

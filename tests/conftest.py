@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest
 
 from forcewell.sources import SOURCES
 from forcewell.system import Block
+
+# Triton decides when it is imported whether kernels are compiled or run as NumPy programs, and PyTorch may import it any time.
+os.environ["TRITON_INTERPRET"] = "1"
 
 
 def _first(source: str, name: str, rows: int) -> Block:

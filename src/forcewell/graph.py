@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from forcewell.batch import Batch
+from forcewell.static_batch import StaticBatch
 
 # Up to here all pairs of a molecule are tried at once (0.17 ms for 64 aspirins); above, a cell list is faster.
 DENSE_ATOMS = 300
@@ -29,37 +30,46 @@ class Neighbours:
     distances: Tensor  # (N, K) Å
     mask: Tensor  # (N, K) 1.0 or 0.0
     images: Tensor | None = None  # (N, K, 3) lattice shifts of the neighbours; None where nothing is periodic
+    fixed: bool = False  # K is a capacity, and nothing may depend on how much of it is used (see ``StaticBatch``)
 
 
 def neighbours(batch: Batch, cutoff: float, lower: float = 0.0) -> Neighbours:
     """All neighbours with ``lower`` <= distance < ``cutoff`` (Å), differentiable in ``batch.positions`` and
     ``batch.cell``. Which atoms those are is found without gradients."""
     with torch.no_grad():
-        if bool(batch.pbc.any()) or (len(batch) and int(batch.counts.max()) > DENSE_ATOMS):
-            sender, receiver, shifts = _cell_list(batch, cutoff)
-        else:
-            sender, receiver = _all_pairs(batch)
-            shifts = None
-        keep = _within(sender, receiver, shifts, batch, cutoff, lower)
-        sender, receiver = sender[keep], receiver[keep]
-        N = len(batch.numbers)
-        degree = torch.bincount(receiver, minlength=N)
-        K = int(degree.max()) if N else 0
-        place = torch.arange(len(receiver), device=receiver.device) - (degree.cumsum(0) - degree)[receiver]
-        padded = torch.arange(N, device=receiver.device)[:, None].repeat(1, K)
-        padded[receiver, place] = sender
-        mask = batch.positions.new_zeros(N, K)
-        mask[receiver, place] = 1.0
+        padded, mask, images = batch.search(cutoff, lower) if isinstance(batch, StaticBatch) else _search(batch, cutoff, lower)
+        N, K = mask.shape
         offset = torch.stack([(1.0 - mask) * 2 * cutoff, torch.zeros_like(mask), torch.zeros_like(mask)], dim=2)
     # index_select, not advanced indexing: its backward (index_add) sums in a fixed order on the CPU, which
     # bit-identical resuming needs.
     vectors = batch.positions.index_select(0, padded.reshape(-1)).reshape(N, K, 3) - batch.positions[:, None] + offset
-    images = None
-    if shifts is not None:
-        images = batch.positions.new_zeros(N, K, 3)
-        images[receiver, place] = shifts[keep]
+    if images is not None:
         vectors = vectors + torch.einsum("nka,nab->nkb", images, batch.cell.index_select(0, batch.molecule))
-    return Neighbours(padded, vectors, torch.linalg.vector_norm(vectors, dim=2), mask, images)
+    return Neighbours(padded, vectors, torch.linalg.vector_norm(vectors, dim=2), mask, images, isinstance(batch, StaticBatch))
+
+
+def _search(batch: Batch, cutoff: float, lower: float) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Senders (N, K), mask (N, K) and lattice shifts (N, K, 3) of all neighbours."""
+    if bool(batch.pbc.any()) or (len(batch) and int(batch.counts.max()) > DENSE_ATOMS):
+        sender, receiver, shifts = _cell_list(batch, cutoff)
+    else:
+        sender, receiver = _all_pairs(batch)
+        shifts = None
+    keep = _within(sender, receiver, shifts, batch, cutoff, lower)
+    sender, receiver = sender[keep], receiver[keep]
+    N = len(batch.numbers)
+    degree = torch.bincount(receiver, minlength=N)
+    K = int(degree.max()) if N else 0
+    place = torch.arange(len(receiver), device=receiver.device) - (degree.cumsum(0) - degree)[receiver]
+    padded = torch.arange(N, device=receiver.device)[:, None].repeat(1, K)
+    padded[receiver, place] = sender
+    mask = batch.positions.new_zeros(N, K)
+    mask[receiver, place] = 1.0
+    if shifts is None:
+        return padded, mask, None
+    images = batch.positions.new_zeros(N, K, 3)
+    images[receiver, place] = shifts[keep]
+    return padded, mask, images
 
 
 def _all_pairs(batch: Batch) -> tuple[Tensor, Tensor]:

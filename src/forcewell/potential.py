@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from forcewell.batch import Batch
 from forcewell.errors import InputError, nearest
 from forcewell.fused import INSTRUCTIONS, Fused, functions, width
-from forcewell.nn import Features, encoder
+from forcewell.nn import EquivariantTransformer, Features, encoder
 from forcewell.nn.heads import ENERGY_HEADS, NOISE_HEADS, PROPERTY_HEADS, Displacement, GradientNoise, read_out
 from forcewell.nn.normaliser import RunningNormaliser
 from forcewell.system import System, block_of
@@ -22,6 +23,7 @@ from forcewell.system import System, block_of
 if TYPE_CHECKING:
     import ase
 
+Precision = Literal["float32", "tf32", "bfloat16"]
 ELEMENTS = 119  # length of a reference-energy vector: index = atomic number
 
 
@@ -51,6 +53,9 @@ class Potential(nn.Module):
     standardised by mean and spread, or logits of classes. normalise: settings of the running normalisation of noise targets
     (nn/normaliser.py), if any. level_scale: a learned factor of energies and forces for each level of theory (at first 1), so that data of
     levels whose forces differ in size can be pooled.
+
+    precision: of the matrix products on a GPU, an attribute to be set: "float32", "tf32" (10-bit mantissa) or "bfloat16" (7-bit).
+    Geometry, sums and norms stay in the parameters' dtype, and what the choice costs in forces is for the user to judge.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class Potential(nn.Module):
         self.references |= {level: np.asarray(values, dtype=np.float64) for level, values in (references or {}).items()}
         self.elements = tuple(sorted(elements))
         self._fused: Fused | None = None
+        self.precision: Precision = "float32"
 
     def _property_head(self, head: dict[str, Any]) -> nn.Module:
         default = "equivariant" if "vectors" in self.encoder.provides else "pooled"
@@ -134,7 +140,9 @@ class Potential(nn.Module):
                     return Prediction(energy, found)
                 scale = self._scale(batch)
                 return Prediction(energy * scale, found * scale.index_select(0, batch.molecule)[:, None])
-        with torch.enable_grad() if differentiate else torch.set_grad_enabled(torch.is_grad_enabled()):
+        grad = torch.enable_grad() if differentiate else torch.set_grad_enabled(torch.is_grad_enabled())
+        half = torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bfloat16" else contextlib.nullcontext()
+        with grad, _products(self.precision):
             positions, cell, strain = batch.positions.detach(), batch.cell, None
             if forces or gradient_noise:
                 positions = positions.requires_grad_(True)
@@ -144,7 +152,8 @@ class Potential(nn.Module):
                 deform = torch.eye(3, dtype=cell.dtype, device=cell.device) + 0.5 * (strain + strain.mT)
                 cell = cell @ deform
             moved = positions if strain is None else torch.einsum("na,nab->nb", positions, deform.index_select(0, batch.molecule))
-            features: Features = self.encoder(dataclasses.replace(batch, positions=moved, cell=cell))
+            with half:  # not the head, whose energies need more than three digits
+                features: Features = self.encoder(dataclasses.replace(batch, positions=moved, cell=cell))
             prediction = Prediction(self.head.energies(features, batch) * self._scale(batch))  # type: ignore[operator]
             if properties and self.property_head is not None:
                 prediction.properties = self.property_head(features, batch)
@@ -189,7 +198,9 @@ class Potential(nn.Module):
     def path(self) -> str:
         """How energies and forces are computed here, in words for the user."""
         if self.device.type != "cpu" or self.dtype != torch.float32:
-            return f"PyTorch on {self.device.type}, {str(self.dtype).removeprefix('torch.')}"
+            fused = isinstance(self.encoder, EquivariantTransformer) and self.encoder.fused(self.device)
+            products = "" if self.precision == "float32" else f" (matrix products in {self.precision})"
+            return f"{'Triton kernels' if fused else 'PyTorch'} on {self.device.type}, {str(self.dtype).removeprefix('torch.')}{products}"
         if functions() is None:
             return "PyTorch on cpu, float32 (no compiled kernels: the package was installed without a C++ compiler)"
         lanes = width(self.encoder, self.head)
@@ -284,6 +295,19 @@ class Potential(nn.Module):
             columns = np.concatenate(properties) if properties else np.zeros((0, len(self.properties)))
             result["properties"] = dict(zip(self.properties, columns.T, strict=True))
         return result
+
+
+@contextlib.contextmanager
+def _products(precision: Precision) -> Iterator[None]:
+    """float32 matrix products on a GPU as TF32 where asked for; what was set before comes back."""
+    settings = torch.backends.cuda.matmul
+    before = settings.fp32_precision
+    if precision == "tf32":
+        settings.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 def _groups(systems: Sequence[System], atoms: int) -> list[list[System]]:

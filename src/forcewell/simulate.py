@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forcewell import integrators, trajectory
+from forcewell import captured, integrators, trajectory
 from forcewell.batch import Batch
 from forcewell.checkpoint import read_tensors, write_bytes, write_tensors
 from forcewell.errors import InputError, nearest
@@ -24,6 +24,7 @@ from forcewell.evaluate.conservation import conservation
 from forcewell.evaluate.distances import distance_error, histogram
 from forcewell.integrators import State
 from forcewell.monitor import Monitor, Replica, copies_of, frames_of
+from forcewell.potential import Potential
 from forcewell.system import Block, System, block_of
 from forcewell.units import ns_per_day
 
@@ -95,7 +96,6 @@ def simulate(
         "timestep": float(timestep),
         "relaxation": float(relaxation),
         "replicas": replicas,
-        "device": frozen.device.type,
         "seed": seed,
         "record_every": record_every,
         "level": level,
@@ -103,6 +103,7 @@ def simulate(
         "structure": trajectory.fingerprint(block.arrays),
         "reference": trajectory.fingerprint({str(i): member.lengths for i, member in enumerate(members)}, str(reference is not None)),
     }
+    settings |= {"device": frozen.device.type, "precision": getattr(frozen, "precision", "float32")}
     run = _Run(frozen, members, batch, Path(out), settings, histograms=reference is not None)
     run.begin(resume)
     return run.finish(steps, *run.go(steps, progress), reference)
@@ -140,7 +141,7 @@ class _Run:
         self.alive = list(range(len(members)))
         self.state: State
         self.monitor: Monitor
-        self.advance: Callable[[State], None]
+        self.advance: Callable[[State, int], None]
 
     # --- beginning and going on -------------------------------------------------------------------------------------
 
@@ -160,11 +161,13 @@ class _Run:
         self.state = integrators.init(self.batch, self.potential, temperature=settings["temperature"], generator=generator, chain=chain)
         common = {"potential": self.potential, "timestep": settings["timestep"]}
         bath = common | {"temperature": settings["temperature"]}
-        self.advance = {
+        step = {
             "nve": partial(integrators.verlet_step, **common),
             "langevin": partial(integrators.langevin_step, **bath, friction=1.0 / settings["relaxation"]),
             "nose-hoover": partial(integrators.nose_hoover_step, **bath, period=settings["relaxation"]),
         }[settings["ensemble"]]
+        graph = isinstance(self.potential, Potential) and captured.has_graphs(self.potential.device)
+        self.advance = captured.CapturedSteps(step, self.potential.cutoff) if graph else partial(_repeat, step)
         if saved is not None:
             self._restore(*saved)
         self.monitor = Monitor([self.members[index] for index in self.alive], self.state)
@@ -179,7 +182,7 @@ class _Run:
             raise InputError(f"{self.folder / STATE}: not the state of a simulation; name another folder")
         saved = facts["settings"]
         for name, value in self.settings.items():
-            if saved[name] != value:
+            if saved.get(name, value) != value:  # an older version may not have written all of them
                 shown = "" if name in ("model", "structure", "reference") else f" ({saved[name]} there, {value} now)"
                 raise InputError(f"{self.folder}: was made with another {name}{shown}; resume with the same, or name another folder")
 
@@ -222,8 +225,9 @@ class _Run:
         first, begun, saved = self.step, clock.perf_counter(), clock.perf_counter()
         with _Bar(progress, steps, self.step, self.settings["timestep"]) as bar:
             while self.step < steps and self.alive:
-                self.advance(self.state)
-                self.step += 1
+                upcoming = min(every - self.step % every, CHECK_EVERY - self.step % CHECK_EVERY, steps - self.step)
+                self.advance(self.state, upcoming)
+                self.step += upcoming
                 recording = self.step % every == 0 or self.step == steps
                 if recording or self.step % CHECK_EVERY == 0:
                     self.check()
@@ -328,6 +332,11 @@ class _Run:
             error = distance_error(self.counts[index], frames_of(reference, member.system))
             row |= {"distances_mae": error.mae, "distances_floor": error.floor if math.isfinite(error.floor) else None}
         return row
+
+
+def _repeat(step: Callable[[State], None], state: State, steps: int) -> None:
+    for _ in range(steps):
+        step(state)
 
 
 class _Bar:

@@ -46,6 +46,7 @@ def simulate(
     reference: Annotated[Path | None, _help("Frames of the same molecule, for mean bond lengths and h(r).")] = None,
     seed: Annotated[int, _count("Of the start velocities and the noise.")] = 0,
     device: Annotated[str, _help("Where the model runs: cpu, cuda, cuda:1, ...")] = "cpu",
+    precision: Annotated[Literal["float32", "tf32", "bfloat16"], _help("Of the matrix products on a GPU.")] = "float32",
     out: Annotated[Path, _help("Folder to write to; must be new unless resumed.")] = Path("simulation"),
     resume: Annotated[bool, Parameter(negative=(), help="Go on from the last saved state in the folder.")] = False,
 ) -> None:
@@ -61,11 +62,13 @@ def simulate(
     start = read_structure(structure, charge, spin)
     frames = None if reference is None else read_reference(reference, start)
     potential = load(model).to(check_device(device))
+    potential.precision = precision
+    step = ", each step one CUDA graph" if potential.device.type == "cuda" else ""
     freedom = 3 * len(start) - 3 if len(start) > 1 else 3
     doing = "going on with" if resume and out.exists() else "writing to"
     say(f"{structure}: {len(start)} atoms, {replicas} replica(s), {ensemble} at {temperature:g} K")
     say(f"{time:g} ps in steps of {timestep:g} fs, {doing} {out}/")
-    say(f"{freedom} degrees of freedom (no net momentum); energies and forces by {potential.path}")
+    say(f"{freedom} degrees of freedom (no net momentum); energies and forces by {potential.path}{step}")
     result = run(
         potential,
         start,

@@ -11,6 +11,7 @@ from torch.nn.functional import embedding, softplus
 
 from forcewell.batch import Batch
 from forcewell.errors import InputError
+from forcewell.static_batch import StaticBatch
 
 # Element and formal charge of each of the 28 atom classes of Wang et al. (JCTC 2023), which are those of the SPICE
 # models: the order is that of their embedding's rows.
@@ -76,7 +77,7 @@ class Encoder(nn.Module):
         if self.class_table is None:
             return batch.numbers
         rows = self.class_table[batch.numbers, batch.formal_charges.clamp(-_CHARGES, _CHARGES) + _CHARGES]  # type: ignore[index]
-        if bool((rows < 0).any()):
+        if not isinstance(batch, StaticBatch) and bool((rows < 0).any()):
             atom = int((rows < 0).nonzero()[0, 0])
             z, charge = int(batch.numbers[atom]), int(batch.formal_charges[atom])
             raise InputError(f"classes 'wang' has no class for atomic number {z} with formal charge {charge:+d}; use classes 'elements'")

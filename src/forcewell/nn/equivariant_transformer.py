@@ -15,8 +15,10 @@ from forcewell.graph import neighbours
 from forcewell.nn.activation import silu
 from forcewell.nn.embedding import Encoder
 from forcewell.nn.features import Features
+from forcewell.nn.fused_messages import FusedMessages, supported
 from forcewell.nn.radial import ExponentialNormalBasis, cosine_cutoff
 from forcewell.nn.whitening import WhitenedNorm
+from forcewell.static_batch import StaticBatch
 
 
 class EquivariantTransformer(Encoder):
@@ -52,7 +54,7 @@ class EquivariantTransformer(Encoder):
         super().__init__(channels, cutoff, **inputs)
         if channels % heads:
             raise InputError(f"equivariant-transformer: channels ({channels}) must be a multiple of heads ({heads})")
-        self.lower_cutoff, self.smooth_cutoff = lower_cutoff, smooth_cutoff
+        self.lower_cutoff, self.smooth_cutoff, self.heads = lower_cutoff, smooth_cutoff, heads
         self.basis = ExponentialNormalBasis(radial, cutoff, lower_cutoff, trainable_radial)
         self.neighbour_embedding = nn.Embedding(self.rows, channels)
         self.neighbour_filter = nn.Linear(radial, channels)
@@ -73,7 +75,8 @@ class EquivariantTransformer(Encoder):
         nearby = geometry.gather(self.neighbour_embedding(self.species(batch)))
         x = self.combine(torch.cat([x, (filters * nearby).sum(1)], dim=1))
         vectors: Tensor | None = None  # all zero before the first layer, whose vector terms are skipped
-        if self.force_embedding is not None and not bool(torch.isnan(batch.given_forces).all()):
+        none_given = self.force_embedding is None or isinstance(batch, StaticBatch) or bool(torch.isnan(batch.given_forces).all())
+        if self.force_embedding is not None and not none_given:
             vectors = self.force_embedding.vectors(batch)
         kept = []
         for layer in self.layers:
@@ -98,7 +101,13 @@ class EquivariantTransformer(Encoder):
             near.vectors / near.distances[:, :, None],
             self.basis(zero),
             cosine_cutoff(zero, self.cutoff, self.lower_cutoff),
+            FusedMessages.of(near, self.basis, self.heads) if self.fused(near.mask.device) else None,
         )
+
+    def fused(self, device: torch.device) -> bool:
+        """Whether Triton kernels compute its messages there; the PyTorch modules are the reference."""
+        smooth = self.smooth_cutoff and not self.lower_cutoff > 0
+        return smooth and supported(self.channels, self.heads, self.basis, device)
 
 
 @dataclass(slots=True)
@@ -112,6 +121,7 @@ class Geometry:
     directions: Tensor  # (N, K, 3)
     own_basis: Tensor  # (1, R)
     own_envelope: Tensor  # (1,)
+    fused: FusedMessages | None
 
     def gather(self, per_atom: Tensor) -> Tensor:
         """(N, ...) -> (N, K, ...): the neighbours' values."""
@@ -143,18 +153,12 @@ class AttentionLayer(nn.Module):
     def forward(self, x: Tensor, vectors: Tensor | None, geometry: Geometry) -> tuple[Tensor, Tensor]:
         """x (N, C) and vectors (N, 3, C; None: all zero) -> their updates."""
         C = self.channels
-        query, key_value = self.query_key_value(self.norm(x)).split([C, 4 * C], dim=1)
-        # Damping is the smooth form's on the three value parts, the original's on the attention weight alone.
-        damping = geometry.mask * geometry.envelope if self.smooth_cutoff else geometry.mask  # (N, K)
-        key, s1, s2, s3 = (geometry.gather(key_value) * silu(self.filters(geometry.basis))).chunk(4, dim=2)
-        attention = silu((query[:, None] * key).unflatten(2, (self.heads, -1)).sum(3)) * damping[:, :, None]
-        if not self.smooth_cutoff:
-            attention = attention * geometry.envelope[:, :, None]
-        scalars = (s1.unflatten(2, (self.heads, -1)) * attention[..., None]).sum(1).flatten(1)
-        summed = torch.bmm((geometry.directions * damping[:, :, None]).mT, s3)  # (N, 3, C)
-        if vectors is not None:
-            summed = summed + (geometry.gather(vectors) * (s2 * damping[:, :, None])[:, :, None]).sum(1)
-
+        node = self.query_key_value(self.norm(x))
+        query, key_value = node.split([C, 4 * C], dim=1)
+        if geometry.fused is not None:
+            scalars, summed = geometry.fused(node, vectors, self.filters.weight, self.filters.bias)
+        else:
+            scalars, summed = self._messages(query, key_value, vectors, geometry)
         own_key, own_s1, own_s2, _ = (key_value * silu(self.filters(geometry.own_basis))).chunk(4, dim=1)
         own_attention = silu((query * own_key).unflatten(1, (self.heads, -1)).sum(2)) * geometry.own_envelope
         scalars = scalars + (own_s1.unflatten(1, (self.heads, -1)) * own_attention[..., None]).flatten(1)
@@ -165,6 +169,20 @@ class AttentionLayer(nn.Module):
             own_s2 = own_s2 * geometry.own_envelope
         v1, v2, v3 = self.vector_maps(vectors).chunk(3, dim=2)
         return (v1 * v2).sum(1) * o2 + o3, v3 * o1[:, None] + summed + vectors * own_s2[:, None]
+
+    def _messages(self, query: Tensor, key_value: Tensor, vectors: Tensor | None, geometry: Geometry) -> tuple[Tensor, Tensor]:
+        """Sums over neighbours of scalar (N, C) and vector (N, 3, C) messages."""
+        # Damping is the smooth form's on the three value parts, the original's on the attention weight alone.
+        damping = geometry.mask * geometry.envelope if self.smooth_cutoff else geometry.mask  # (N, K)
+        key, s1, s2, s3 = (geometry.gather(key_value) * silu(self.filters(geometry.basis))).chunk(4, dim=2)
+        attention = silu((query[:, None] * key).unflatten(2, (self.heads, -1)).sum(3)) * damping[:, :, None]
+        if not self.smooth_cutoff:
+            attention = attention * geometry.envelope[:, :, None]
+        scalars = (s1.unflatten(2, (self.heads, -1)) * attention[..., None]).sum(1).flatten(1)
+        summed = torch.bmm((geometry.directions * damping[:, :, None]).mT, s3)  # (N, 3, C)
+        if vectors is not None:
+            summed = summed + (geometry.gather(vectors) * (s2 * damping[:, :, None])[:, :, None]).sum(1)
+        return scalars, summed
 
 
 def from_torchmd(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:

@@ -53,6 +53,13 @@ class Edges:
 def edges_of(near: Neighbours) -> Edges:
     """The flat and padded layouts of a padded neighbour list; differentiable in its vectors and distances."""
     N, K = near.mask.shape
+    if near.fixed:
+        # Padded places count as edges: beyond the cutoff, so their weights are zero. Their number never changes.
+        place = row = torch.arange(N * K, device=near.sender.device)
+        reverse = _reverse_places(near)
+        return Edges(
+            near.sender.reshape(-1), place // K, reverse, near.distances.reshape(-1), near.vectors / near.distances[:, :, None], place, row
+        )
     place = near.mask.reshape(-1).nonzero()[:, 0]
     row = torch.full((N * K,), len(place), device=place.device)
     row[place] = torch.arange(len(place), device=place.device)
@@ -68,6 +75,16 @@ def edges_of(near: Neighbours) -> Edges:
         place,
         row,
     )
+
+
+def _reverse_places(near: Neighbours) -> Tensor:
+    """(N K,) for every place c -> a the place of a -> c in the list of c; a padded place itself."""
+    N, K = near.mask.shape
+    sender, places = near.sender.reshape(-1), torch.arange(N * K, device=near.sender.device)
+    back = (near.sender[sender] == (places // K)[:, None]) & (near.mask[sender] > 0)  # (N K, K)
+    if near.images is not None:
+        back = back & (near.images[sender] == -near.images.reshape(-1, 1, 3)).all(2)
+    return torch.where(near.mask.reshape(-1) > 0, sender * K + back.long().argmax(1), places)
 
 
 def reverse_edges(sender: Tensor, receiver: Tensor, images: Tensor | None, atoms: int) -> Tensor:

@@ -1,0 +1,170 @@
+"""The GPU path: first whether it is right, then how fast: MD steps, batches, a large system, and training with forces.
+
+Usage: python benchmarks/gpu.py [--json FILE] [--steps 1000] [--precision float32|tf32|bfloat16] [--tiny]
+--tiny: a tiny model on whatever device there is, as a test of this script.
+"""
+
+import argparse
+import copy
+import json
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from step import aspirin, cluster
+
+from forcewell import integrators
+from forcewell.batch import Batch
+from forcewell.captured import CapturedSteps
+from forcewell.potential import Potential
+from forcewell.system import System
+
+LANGEVIN: dict[str, Any] = {"timestep": 0.5, "temperature": 300.0, "friction": 0.01}
+CALL = 10  # steps between looks, as in simulations
+FORCES, GRADIENTS = 1e-5, 1e-4  # largest relative errors of float32 for which anything is measured
+
+
+def waited(device: torch.device) -> float:
+    """The time, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def seconds(function: Callable[[], object], device: torch.device, calls: int) -> float:
+    """Median over five rounds of the time of one call, after one round to warm up."""
+    rounds = []
+    for _ in range(6):
+        began = waited(device)
+        for _ in range(calls):
+            function()
+        rounds.append((waited(device) - began) / calls)
+    return float(np.median(rounds[1:]))
+
+
+def errors(potential: Potential, systems: list[System]) -> tuple[float, float]:
+    """Largest error of forces and of training gradients, relative to the largest value; float64 PyTorch is right."""
+    exact = copy.deepcopy(potential).double()
+    exact.precision = "float32"
+    batch = Batch.from_systems(systems).to(potential.device)
+    towards = torch.randn(batch.positions.shape, generator=torch.Generator().manual_seed(0)).to(potential.device)
+
+    def learn(model: Potential, given: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        forces = model(given, create_graph=True).forces
+        assert forces is not None
+        ((forces - towards.to(forces)) ** 2).sum().backward()
+        return forces.detach().double(), [p.grad.double() for p in model.parameters() if p.grad is not None]
+
+    (right, right_gradients), (found, gradients) = learn(exact, batch.to(dtype=torch.float64)), learn(potential, batch)
+    potential.zero_grad()
+    pairs = [(a, b) for a, b in zip(gradients, right_gradients, strict=True) if float(b.abs().max()) > 0]
+    worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+    return float((found - right).abs().max() / right.abs().max()), worst
+
+
+def state(potential: Potential, systems: list[System]) -> integrators.State:
+    batch = Batch.from_systems(systems).to(potential.device)
+    generator = torch.Generator(device=potential.device).manual_seed(0)
+    return integrators.init(batch, potential, temperature=300.0, generator=generator)
+
+
+def md_step(potential: Potential, systems: list[System], steps: int, captured: bool) -> float:
+    """Seconds of a whole Langevin step: neighbours, model, integrator, noise."""
+    moving, step = state(potential, systems), partial(integrators.langevin_step, potential=potential, **LANGEVIN)
+    if not captured:
+        return seconds(lambda: step(moving), potential.device, max(steps // 10, 1))
+    many = CapturedSteps(step, potential.cutoff)
+    return seconds(lambda: many(moving, CALL), potential.device, max(steps // CALL, 1)) / CALL
+
+
+def training_step(potential: Potential, systems: list[System], steps: int) -> float:
+    """Seconds of forces, loss, gradients and AdamW."""
+    batch = Batch.from_systems(systems).to(potential.device)
+    optimiser = torch.optim.AdamW(potential.parameters(), lr=1e-4, fused=potential.device.type == "cuda")
+
+    def step() -> None:
+        forces = potential(batch, create_graph=True).forces
+        assert forces is not None
+        optimiser.zero_grad()
+        (forces**2).mean().backward()
+        optimiser.step()
+
+    return seconds(step, potential.device, max(steps // 50, 1))
+
+
+def peer(systems: list[System], device: torch.device, steps: int) -> float | None:
+    """Seconds of energy and forces by torchmd-net's Equivariant Transformer of the same size, eager; None if not installed."""
+    try:
+        from torchmdnet.models.model import create_model  # type: ignore[import-not-found]
+    except ImportError:
+        return None
+    settings = {
+        "model": "equivariant-transformer", "embedding_dimension": 256, "num_layers": 8, "num_heads": 8, "num_rbf": 64,
+        "rbf_type": "expnorm", "trainable_rbf": False, "activation": "silu", "attn_activation": "silu", "neighbor_embedding": True,
+        "distance_influence": "both", "cutoff_lower": 0.0, "cutoff_upper": 5.0, "max_z": 100, "max_num_neighbors": 64, "aggr": "add",
+        "derivative": True, "prior_model": None, "output_model": "Scalar", "reduce_op": "sum", "precision": 32, "atom_filter": -1,
+        "check_errors": False, "static_shapes": False, "vector_cutoff": False, "box_vecs": None,
+    }  # fmt: skip
+    model, batch = create_model(settings).to(device), Batch.from_systems(systems).to(device)
+    return seconds(lambda: model(batch.numbers, batch.positions, batch=batch.molecule), device, max(steps // 10, 1))
+
+
+def main() -> None:
+    """Reads the options, builds the model and the molecules, prints the table and writes it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--precision", choices=("float32", "tf32", "bfloat16"), default="float32")
+    parser.add_argument("--tiny", action="store_true")
+    given = parser.parse_args()
+    if not (torch.cuda.is_available() or given.tiny):
+        sys.exit("benchmarks/gpu.py: no NVIDIA GPU here (torch.cuda.is_available() is false); --tiny tests the script without one")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    drug = aspirin()
+    sizes: dict[str, Any] = {}
+    batches, copies, training = (64, 512, 4096), 48, 256
+    if given.tiny:
+        sizes = {"channels": 16, "layers": 1, "heads": 1, "radial": 16}
+        drug = System({"numbers": drug.numbers[:2], "positions": drug.positions[:2]})
+        batches, copies, training, given.steps = (1,), 1, 1, 1
+    torch.manual_seed(0)
+    potential = Potential({"encoder": {"name": "equivariant-transformer", **sizes}}).to(device)
+    potential._kernels = lambda batch: None  # type: ignore[method-assign]  # those for the CPU, where --tiny runs there
+    rows = measure(potential, drug, batches, copies, training, given)
+    rows["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu, nothing measured"
+    for name, value in rows.items():
+        print(f"{name:44s} {value:.4g}" if isinstance(value, float) else f"{name:44s} {value}")
+    if given.json:
+        given.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def measure(potential: Potential, drug: System, batches: tuple[int, ...], copies: int, training: int, given: Any) -> dict[str, Any]:
+    """What is right, then what is fast, by name and unit. Ends the program where float32 is not right."""
+    crowd = cluster(drug, copies)
+    rows: dict[str, Any] = {"path": potential.path, "precision": given.precision}
+    rows["force error, float32"], rows["gradient error, float32"] = errors(potential, [drug, crowd] if copies > 1 else [drug])
+    if rows["force error, float32"] > FORCES or rows["gradient error, float32"] > GRADIENTS:
+        sys.exit(f"benchmarks/gpu.py: not right, so nothing is measured: {rows}")
+    potential.precision = given.precision
+    if given.precision != "float32":
+        rows[f"force error, {given.precision}"], _ = errors(potential, [drug])
+    still = copy.deepcopy(potential).requires_grad_(False)
+    eager, graph = (md_step(still, [drug], given.steps, captured) for captured in (False, True))
+    rows["MD step, one molecule, ms"], rows["MD step, one molecule, no graph, ms"] = graph * 1e3, eager * 1e3
+    theirs = peer([drug], potential.device, given.steps)
+    if theirs is not None:
+        rows["torchmd-net eager, energy and forces, ms"], rows["times torchmd-net"] = theirs * 1e3, theirs / graph
+    for count in batches:
+        rows[f"evaluations/s, batch of {count}"] = count / md_step(still, [drug] * count, max(given.steps // 10, 1), True)
+    rows[f"MD step, {len(crowd)} atoms, us/atom"] = md_step(still, [crowd], max(given.steps // 5, 1), True) * 1e6 / len(crowd)
+    rows[f"training with forces, batch {training}, molecules/s"] = training / training_step(potential, [drug] * training, given.steps)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
