@@ -162,9 +162,9 @@ def _join(blocks: Sequence[Block]) -> Block:
             arrays[name] = np.concatenate([block.arrays.get(name, other) for block, other in zip(blocks, absent, strict=True)])
     names = list(dict.fromkeys(name for block in blocks for name in block.properties))
     properties = {name: np.concatenate([block.properties.get(name, np.full(len(block), np.nan)) for block in blocks]) for name in names}
-    texts = {name: np.concatenate([getattr(block, name) for block in blocks]) for name in ("molecule", "smiles")}
+    molecule, smiles = (np.concatenate([getattr(block, name) for block in blocks]) for name in ("molecule", "smiles"))
     counts = np.concatenate([block.counts for block in blocks])
-    return Block(counts, arrays, blocks[0].source, blocks[0].level, properties=properties, **texts)
+    return Block(counts, arrays, blocks[0].source, blocks[0].level, molecule, smiles, properties)
 
 
 def count_conformations(path: Path) -> int | None:
