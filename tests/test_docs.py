@@ -37,6 +37,19 @@ def test_the_tour_runs() -> None:
         exec(block, namespace)
 
 
+def test_the_python_of_generating_runs() -> None:
+    pytest.importorskip("tblite")
+    for block in blocks("docs/generate.md", "python"):
+        exec(block, {})
+
+
+@pytest.mark.parametrize(
+    "command", [line for line in "".join(blocks("docs/generate.md", "")).splitlines() if line.startswith("forcewell ")]
+)
+def test_every_command_of_generating_parses(command: str) -> None:
+    app.parse_args(shlex.split(command)[1:], exit_on_error=False, print_error=False)
+
+
 def test_the_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder laid out as after the quickstart."""
     monkeypatch.chdir(tmp_path)

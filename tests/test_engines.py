@@ -57,9 +57,7 @@ def test_xtb_forces_are_the_energys_slope(name: str, of: str, charge: int, spin:
     assert worst < 1e-4
 
 
-@pytest.mark.parametrize(
-    ("name", "spin", "of"), [("PBE/6-31G*", 1, "H2O"), ("wB97X/6-31G*+d4", 1, "H2O"), ("HF/STO-3G", 2, "OH"), ("PBE/STO-3G+d3bj", 2, "OH")]
-)
+@pytest.mark.parametrize(("name", "spin", "of"), [("wB97X/6-31G*+d4", 1, "H2O"), ("HF/STO-3G+d3bj", 2, "CH3")])
 def test_dft_forces_are_the_energys_slope(name: str, spin: int, of: str) -> None:
     """With the grid's response, which brings the net force to zero as well; without it they are off, the control."""
     system, some = structure(of, spin=spin), [(0, 2), (1, 1)]
@@ -69,9 +67,8 @@ def test_dft_forces_are_the_energys_slope(name: str, spin: int, of: str) -> None
     assert worst < 1e-4 and float(labels.notes["net_force"]) < 1e-5
     if name == "wB97X/6-31G*+d4":
         plain = engine(f"pyscf:{name}", grid_response=False).label(system)
-        print(
-            f"without the grid's response: net force {plain.notes['net_force']:.1e}, forces off by {abs(plain.forces - labels.forces).max():.1e}"
-        )
+        off = abs(plain.forces - labels.forces).max()
+        print(f"without the grid's response: net force {plain.notes['net_force']:.1e}, forces off by {off:.1e}")
         assert float(plain.notes["net_force"]) > 1e-4 and abs(plain.forces.sum(axis=0)).max() < 1e-12
 
 
@@ -121,8 +118,10 @@ def test_labels_do_not_depend_on_what_was_labelled_before() -> None:
 
 
 def test_periodic_xtb() -> None:
-    system = System.from_atoms(bulk("Si"))
-    assert largest_difference("gfn1", system, [(0, 0)]) < 1e-4
+    atoms = molecule("CH3OH", cell=[[5.0, 0, 0], [1.0, 5.5, 0], [0, 0.5, 5.0]], pbc=True)
+    worst = largest_difference("gfn2", System.from_atoms(atoms), [(0, 0), (2, 1)])
+    print(f"methanol in a triclinic cell: {worst:.1e} eV/Å")
+    assert worst < 1e-4
 
 
 def test_any_ase_calculator() -> None:
@@ -183,14 +182,14 @@ def test_an_scf_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_gpu_is_used_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """With stand-ins for CuPy and gpu4pyscf: the mean field moves to the GPU, and its gradient comes back."""
-    from pyscf import scf
+    from pyscf.df import df_jk
 
     assert not dft.gpu_present()
     runtime = types.SimpleNamespace(getDeviceCount=lambda: 1)
     monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(cuda=types.SimpleNamespace(runtime=runtime)))
     monkeypatch.setitem(sys.modules, "gpu4pyscf", types.ModuleType("gpu4pyscf"))
     moved: list[Any] = []
-    monkeypatch.setattr(scf.hf.SCF, "to_gpu", lambda self: moved.append(self) or self)
+    monkeypatch.setattr(df_jk._DFHF, "to_gpu", lambda self: moved.append(self) or self)
     chosen = engine("pyscf:HF/STO-3G")
     chosen.label(structure("H2O"))
     assert len(moved) == 1 and chosen.version.endswith("gpu4pyscf")
@@ -280,10 +279,13 @@ def test_labelling_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert float(frame.arrays["energy"]) == pytest.approx(direct.energy, abs=1e-6)
     main([*command, "--out", str(tmp_path / "out.fw")])  # nothing to do
     assert "1 done" in capsys.readouterr().out
-    for wrong, message in ((["--engine", "gfn1"], "holds another campaign"), (["--count", "9"], "--count is 9; expected 1 to 3")):
+    for wrong, message in ((["--executor", "slurm"], "unknown executor"), (["--count", "9"], "--count is 9; expected 1 to 3")):
         with pytest.raises(SystemExit) as caught:
-            main([*command, "--out", str(tmp_path / "out.fw"), *wrong])
+            main([*command, "--out", str(tmp_path / "other.fw"), *wrong])
         assert caught.value.code == 2 and message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([word.replace("0.05", "0.1") for word in command] + ["--out", str(tmp_path / "out.fw")])
+    assert 'holds another campaign (engine_settings: {"accuracy": 0.05' in capsys.readouterr().err
     write(tmp_path / "radical.xyz", frames[1])
     with pytest.raises(SystemExit):
         main(["generate", "label", str(tmp_path / "radical.xyz"), "--engine", "gfn2", "--out", str(tmp_path / "none.fw"), "--workers", "1"])

@@ -214,7 +214,9 @@ def main(arguments: list[str] | None = None) -> None:
         place = f"{error.filename}: " if error.filename else ""
         _fail(f"{place}{error.strerror or error}")
     except KeyboardInterrupt:
-        print("interrupted; --resume continues a run or a simulation, the same command a quickstart or an import", file=sys.stderr)
+        print(
+            "interrupted; --resume continues a run or a simulation, the same command a quickstart, an import or a campaign", file=sys.stderr
+        )
         sys.exit(130)
 
 

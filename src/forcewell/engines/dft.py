@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ase.calculators.calculator import BaseCalculator
 
 PREFIX, DISPERSIONS = "pyscf:", ("d3bj", "d4")
-CYCLES = 100  # of DIIS, before the second-order optimiser takes over
+CYCLES, SECOND_ORDER = 100, 50  # iterations of DIIS, then of the second-order optimiser where that has not converged
 
 
 class DFT(Engine):
@@ -109,6 +109,7 @@ class DFT(Engine):
             field.kernel(dm0=density)
             if not field.converged:
                 field = field.newton()
+                field.max_cycle = SECOND_ORDER
                 field.kernel(dm0=field.make_rdm1())
         except (np.linalg.LinAlgError, ValueError, RuntimeError) as error:
             raise EngineFailure(f"{self.level}: the SCF failed ({' '.join(str(error).split())})") from None
