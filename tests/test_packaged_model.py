@@ -26,7 +26,7 @@ def test_it_knows_forces_it_never_saw() -> None:
         data = MemoryData([fw.open_data(file).block(range(100))])
     result = evaluate(fw.load("forcewell-small"), data)
     print(f"ethanol: force MAE {result['force_mae']:.0f} meV/Å, cosine {result['force_cosine']:.2f}")
-    assert result["force_mae"] < 400 and result["force_cosine"] > 0.8  # 327 on all test frames; zero forces: 823
+    assert result["force_mae"] < 400 and result["force_cosine"] > 0.8  # 340 on all test frames; zero forces: 823
 
 
 def test_fine_tuning_from_it(tmp_path: Path) -> None:
