@@ -130,6 +130,27 @@ def test_per_atom_and_summed_errors(labelled: Block) -> None:
     assert (build("wang")[0].reduction, build("noisynode")[0].reduction) == ("sum", "mean")
 
 
+def test_standardised_energies(tmp_path: Path) -> None:
+    """The model's factor is the spread of the labels around their references, stays in the file, and leaves forces the gradient."""
+    block = fw.Store(small_store(tmp_path, "qm7x", 60)).block(range(60))
+    energies, numbers = block.arrays["energy"], np.split(block.arrays["numbers"], block.offsets[1:-1])
+    elements = np.unique(block.arrays["numbers"])
+    counts = np.array([[np.sum(of == z) for z in elements] for of in numbers], dtype=float)
+    left = energies - counts @ np.linalg.pinv(counts) @ energies
+    config = settings(objectives={"energy": {"standardised": True}}, data=[{"path": str(tmp_path / "qm7x.fw")}])
+    config["validation"] = {"path": str(tmp_path / "qm7x.fw"), "maximum": 4}
+    succeed("pretrain", write_yaml(tmp_path / "run.yaml", config), "--out", tmp_path / "run")
+    model = fw.load(tmp_path / "run" / "model.safetensors")
+    print(f"spread {model.energy_spread:.4f} eV, by pseudo-inverse {left.std():.4f}")
+    assert model.energy_spread == pytest.approx(float(np.sqrt((left**2).mean())), rel=1e-6) and model.energy_spread > 0.1
+    plain = Potential({**model.config, "head": {**model.config["head"], "energy_spread": None}}, levels=model.levels)
+    plain.load_state_dict(model.state_dict())
+    batch = Batch.from_block(block.take([0, 7]))
+    scaled, unscaled = model(batch), plain(batch)
+    for ours, theirs in ((scaled.energy, unscaled.energy), (scaled.forces, unscaled.forces)):
+        assert torch.allclose(ours, model.energy_spread * theirs, rtol=1e-5, atol=1e-6)
+
+
 def test_levels_with_forces_of_different_size_are_pooled(labelled: Block) -> None:
     """One level's forces are 0.8 of the other's: the learned scales find the ratio, and energies follow."""
     block = spring(16)

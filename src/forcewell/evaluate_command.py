@@ -45,8 +45,10 @@ def _print(result: dict[str, object]) -> None:
     ):
         value = result.get(name)
         say(f"  {name:13s} " + (f"{value:10.3f} {unit}" if isinstance(value, float) else "  no labels to compare with"))
+    if isinstance(result.get("energy_total_mae"), float):
+        say(f"  energies by the model's own references: MAE {result['energy_total_mae']:.1f}, RMSE {result['energy_total_rmse']:.1f} meV")
     if result.get("energy_shift"):
-        say(f"  energies: {result['energy_shift']}")
+        say(f"  energy_mae, energy_rmse: {result['energy_shift']}")
     found: dict[str, dict[str, float | None]] = result.get("properties", {})  # type: ignore[assignment]
     for name, errors in found.items():
         say(f"  {name}: " + ", ".join(f"{kind} {value:.4g}" if value is not None else f"{kind} unknown" for kind, value in errors.items()))

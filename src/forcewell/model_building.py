@@ -12,8 +12,9 @@ from forcewell.config import ModelConfig, RunConfig, encoder_config, head_config
 from forcewell.display import say
 from forcewell.errors import InputError
 from forcewell.loader import Source
-from forcewell.objectives import Objective, PropertyMatching
+from forcewell.objectives import EnergyMatching, Objective, PropertyMatching
 from forcewell.potential import Potential
+from forcewell.references import energy_spread
 
 
 def fresh(
@@ -97,9 +98,12 @@ def learns_energies(objectives: Sequence[Objective]) -> bool:
 
 
 def with_heads(head: dict[str, Any], objectives: Sequence[Objective], sources: Sequence[Source]) -> dict[str, Any]:
-    """The configuration of heads, with those that the objectives need. Properties keep the scale that they were trained with."""
+    """The configuration of heads, with those that the objectives need. Properties and energies keep the scale that they were
+    trained with."""
     head = dict(head)
     for objective in objectives:
+        if isinstance(objective, EnergyMatching) and objective.standardised and not head.get("energy_spread"):
+            head["energy_spread"] = energy_spread([(source.data, source.rows) for source in sources])
         if "noise" in objective.needs:
             head["noise"] = head.get("noise") or True
             kind = getattr(objective, "normalise", "none")

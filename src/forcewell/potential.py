@@ -78,6 +78,7 @@ class Potential(nn.Module):
         self.property_head = self._property_head(head) if self.properties else None
         self.noise_normaliser = RunningNormaliser(**head["normalise"]) if head.get("normalise") else None
         self.levels = tuple(levels)
+        self.energy_spread = float(head.get("energy_spread") or 1.0)
         scaled = bool(head.get("level_scale")) and self.levels
         self.level_scale: Tensor | None
         self.register_parameter("level_scale", nn.Parameter(torch.zeros(len(self.levels))) if scaled else None)
@@ -136,9 +137,9 @@ class Potential(nn.Module):
             atomic, found = kernels(batch, create_graph and torch.is_grad_enabled())
             with torch.set_grad_enabled(create_graph and torch.is_grad_enabled()):
                 energy = atomic.new_zeros(len(batch)).index_add(0, batch.molecule, atomic)
-                if self.level_scale is None:
-                    return Prediction(energy, found)
                 scale = self._scale(batch)
+                if scale is None:
+                    return Prediction(energy, found)
                 return Prediction(energy * scale, found * scale.index_select(0, batch.molecule)[:, None])
         grad = torch.enable_grad() if differentiate else torch.set_grad_enabled(torch.is_grad_enabled())
         half = torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bfloat16" else contextlib.nullcontext()
@@ -154,7 +155,8 @@ class Potential(nn.Module):
             moved = positions if strain is None else torch.einsum("na,nab->nb", positions, deform.index_select(0, batch.molecule))
             with half:  # not the head, whose energies need more than three digits
                 features: Features = self.encoder(dataclasses.replace(batch, positions=moved, cell=cell))
-            prediction = Prediction(self.head.energies(features, batch) * self._scale(batch))  # type: ignore[operator]
+            energy, scale = self.head.energies(features, batch), self._scale(batch)  # type: ignore[operator]
+            prediction = Prediction(energy if scale is None else energy * scale)
             if properties and self.property_head is not None:
                 prediction.properties = self.property_head(features, batch)
             if noise:
@@ -165,11 +167,11 @@ class Potential(nn.Module):
             prediction.energy = prediction.energy.detach()
         return prediction
 
-    def _scale(self, batch: Batch) -> Tensor:
-        """(M,) factor of each conformation's level of theory, or 1."""
-        if self.level_scale is None:
-            return torch.ones((), dtype=self.dtype, device=self.device)
-        return torch.exp(self.level_scale)[batch.level]
+    def _scale(self, batch: Batch) -> Tensor | None:
+        """(M,) factor of the network's energies: the spread of standardised labels times that of the level of theory, or None for 1."""
+        if self.level_scale is not None:
+            return self.energy_spread * torch.exp(self.level_scale)[batch.level]
+        return None if self.energy_spread == 1.0 else torch.full((len(batch),), self.energy_spread, dtype=self.dtype, device=self.device)
 
     def _noise(self, features: Features, positions: Tensor, create_graph: bool) -> Tensor:
         """(N, 3): what the noise head says, by its own kind."""

@@ -64,6 +64,22 @@ def correct(
     return Correction(level, elements, rank, len(systems), float(np.abs(error).mean()), float(np.abs(remaining).mean()))
 
 
+def energy_spread(data: Sequence[tuple[Dataset, np.ndarray]], limit: int = 4096) -> float:
+    """Standard deviation (eV) of labelled energies around the least-squares references of their level of theory.
+
+    data: data sets with the rows to use, up to ``limit`` of each and level; all levels are pooled. 1.0 where nothing is left
+    to spread: no labels, or as many elements as conformations.
+    """
+    left: list[np.ndarray] = []
+    for level in dict.fromkeys(level for dataset, _ in data for level in dataset.levels):
+        if systems := [system for dataset, rows in data for system in _labelled(dataset, rows, level, limit)]:
+            block = block_of(systems)
+            references, _ = minimum_norm(block, block.arrays["energy"])
+            left.append(block.arrays["energy"] - np.array([references[system.numbers].sum() for system in systems]))
+    spread = float(np.sqrt(np.mean(np.concatenate(left) ** 2))) if left else 0.0
+    return spread if spread > 1e-6 else 1.0
+
+
 def _labelled(data: Dataset, rows: np.ndarray, level: str, limit: int) -> list[System]:
     """Up to ``limit`` of ``rows``, evenly spread, that are at ``level`` and have an energy."""
     if "energy" not in data.fields or level not in data.levels:

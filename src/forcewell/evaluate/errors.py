@@ -31,8 +31,8 @@ def evaluate(
     per_element (force MAE by symbol), per_source; energy_mae and energy_rmse (meV per molecule), None where there is
     no energy label or, for compositions with a single frame, nothing to compare: force-trained energies have a free
     constant per composition, which is fitted away (``energy_shift``). n_conformations, n_atoms count all that was evaluated.
-    energy_total_mae is without that shift, by the model's own reference energies. properties: of a model trained on some, by name
-    {"mae", "rmse"} in the data's units or, for classes, {"roc_auc"} (None where only one class is labelled).
+    energy_total_mae and energy_total_rmse are without that shift, by the model's own reference energies. properties: of a model
+    trained on some, by name {"mae", "rmse"} in the data's units or, for classes, {"roc_auc"} (None where only one class is labelled).
     ``parity`` holds all labelled force components with their predictions as arrays (eV/Å).
     Raises InputError for elements that the model never saw.
     """
@@ -126,7 +126,10 @@ def _energy_errors(energies: np.ndarray, data: Dataset, rows: np.ndarray) -> dic
         parts = np.split(block.arrays["numbers"], block.offsets[1:-1])
         for place, part in zip(some, parts, strict=True):
             formulas.setdefault((int(level[place]), np.sort(part).tobytes()), []).append(int(place))
-    result = {"energy_total_mae": _mean(energies[known] - labels[known])} if len(known) else {}
+    result: dict[str, Any] = {}
+    if len(known):
+        whole = energies[known] - labels[known]
+        result = {"energy_total_mae": _mean(whole), "energy_total_rmse": float(np.sqrt((whole**2).mean()) * MILLI)}
     errors = [energies[places] - labels[places] for places in formulas.values() if len(places) > 1]
     if not errors:
         return {"energy_mae": None, "energy_rmse": None, **result}

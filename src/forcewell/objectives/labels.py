@@ -60,7 +60,9 @@ class EnergyMatching(Common):
 
     Levels of theory have zeros of their own, and absolute energies lose their digits in float32: the training loop
     takes the references off, in float64. form: mse, mae (Gao et al.) or huber with ``delta`` in eV. per_atom: errors
-    divided by the number of atoms, so that large molecules do not outweigh small ones.
+    divided by the number of atoms, so that large molecules do not outweigh small ones. standardised: the network's own energies
+    are multiplied by the spread of the labels around the references (Wang et al. bring energies to unit spread before
+    fine-tuning), for models that know no energies or forces yet; errors stay in eV.
     """
 
     name: ClassVar[str] = "energy"
@@ -68,6 +70,7 @@ class EnergyMatching(Common):
     form: Form = "mse"
     delta: float = 0.01
     per_atom: bool = False
+    standardised: bool = False
 
     def useful(self, fields: frozenset[str], minima: bool, properties: frozenset[str]) -> bool:
         """Data with energies."""
