@@ -84,6 +84,7 @@ def test_interrupt_ends_cleanly(tmp_path: Path) -> None:
     process = start("local", tmp_path / "out.fw", [Job("water", {"seed": k, "seconds": 30, "log": str(log)}) for k in range(3)])
     while not log.exists():
         time.sleep(0.02)
+    time.sleep(0.5)  # until the next job is submitted, too
     began = time.monotonic()
     os.kill(process.pid, signal.SIGINT)
     said = process.communicate(timeout=20)[0]

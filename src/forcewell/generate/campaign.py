@@ -13,9 +13,10 @@ import hashlib
 import json
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from forcewell.display import Counting
@@ -149,21 +150,25 @@ def _results(
 ) -> Iterator[tuple[str, Result]]:
     """Each job's result as it comes. A job whose worker died is given to another one, and fails when that dies, too."""
     waiting, running, deaths = deque(todo), dict[Future[Result], str](), Counter[str]()
+    # Not concurrent.futures.wait: Ctrl-C within it can leave a future locked, on which the end of the pool then waits for ever.
+    done = SimpleQueue[Future[Result]]()
     while waiting or running:
         while waiting and len(running) < pool.slots:
             key = waiting.popleft()
-            running[pool.submit(work, {**shared, **keyed[key].arguments})] = key
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            key = running.pop(future)
-            try:
-                result = future.result()
-            except pool.lost as error:
-                deaths[key] += 1
-                if deaths[key] < ATTEMPTS:
-                    waiting.appendleft(key)
-                    continue
-                result = Result([], f"its worker process died {ATTEMPTS} times ({type(error).__name__}); is there enough memory?", 0.0)
-            yield key, result
+            future = pool.submit(work, {**shared, **keyed[key].arguments})
+            running[future] = key
+            future.add_done_callback(done.put)
+        future = done.get()
+        key = running.pop(future)
+        try:
+            result = future.result()
+        except pool.lost as error:
+            deaths[key] += 1
+            if deaths[key] < ATTEMPTS:
+                waiting.appendleft(key)
+                continue
+            result = Result([], f"its worker process died {ATTEMPTS} times ({type(error).__name__}); is there enough memory?", 0.0)
+        yield key, result
 
 
 def summary(journal: Journal, jobs: int) -> Summary:
