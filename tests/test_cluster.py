@@ -47,7 +47,8 @@ def test_parsl_with_a_worker_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("provider: slurm\nworkers_per_node: 4\nworker_init: rm -rf", "unknown key 'worker_init'"),
         ('provider: slurm\nworkers_per_node: 4\naccount: "a\\nrm -rf ~"', "expected one line without shell commands"),
         ("provider: slurm\nworkers_per_node: 4\nscheduler_options: [rm]", "every line must begin with #"),
-        ("provider: pbs\nworkers_per_node: 4\nenvironment: {'A B': 1}", "expected names of variables"),
+        ("provider: pbs\nworkers_per_node: 4\nenvironment: {'A B': 1}", "yaml: environment is .*; expected names of variables"),
+        ("provider: kubernetes\nworkers_per_node: 4", "Parsl refuses this provider"),
         ("provider: local\nworkers_per_node: 4\nscheduler_options: ['#x']", "provider local takes no scheduler_options"),
     ],
 )

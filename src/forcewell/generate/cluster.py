@@ -132,8 +132,9 @@ def _provider(described: dict[str, Any], path: Path) -> Any:
         raise InputError(f"{path}: provider {name} takes no scheduler_options")
     if options.get("nodes_per_block", 1) != 1 and name in LAUNCHERS:
         options["launcher"] = getattr(parsl.launchers, LAUNCHERS[name])()
+    prepared = _preparation(described, path)
     try:
-        return kind(worker_init=_preparation(described, path), **options)
+        return kind(worker_init=prepared, **options)
     except Exception as problem:  # of several kinds, among them a missing scheduler command or package
         raise InputError(f"{path}: Parsl refuses this provider ({type(problem).__name__}: {' '.join(str(problem).split())})") from None
 
