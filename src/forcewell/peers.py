@@ -64,7 +64,9 @@ def torchmd_net() -> Built:
 def nequip(l_max: int, layers: int, cutoff: float) -> Built:
     """NequIP: 32 features of both parities; l_max 3, 5 layers and 4 Å is the MD17 configuration of the literature."""
     from nequip.model import NequIPGNNModel
+    from nequip.utils.global_state import set_global_state
 
+    set_global_state()
     settings = {"num_layers": layers, "l_max": l_max, "parity": True, "num_features": 32, "radial_mlp_depth": 2, "radial_mlp_width": 64}
     scales = {"avg_num_neighbors": 15.0, "per_type_energy_scales": 1.0, "per_type_energy_shifts": 0.0}
     names = list(SYMBOLS.values())
