@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 import warnings
@@ -67,11 +68,9 @@ class DFT(Engine):
                     gto.basis.load(self._basis, symbol)
                 except Exception:  # of several kinds, by how the name fails to be one
                     raise InputError(f"{named(system)}: PySCF has no basis {self._basis!r} for {symbol}") from None
-                try:
+                with contextlib.suppress(RuntimeError):  # PySCF's for a basis that has no effective cores at all
                     if gto.basis.load_ecp(self._basis, symbol):
                         cores[symbol] = self._basis
-                except RuntimeError:
-                    pass  # this basis has no cores at all
         return cores
 
     def label(self, system: System) -> Labels:
