@@ -20,6 +20,11 @@ def structure(smiles: str) -> System:
     return System({"numbers": found.numbers.astype(np.uint8), "positions": found.positions[0]})
 
 
+def test_the_largest_seed_is_taken() -> None:
+    one, other = embedded("CCO", 1, 2**31 - 1), embedded("CCO", 1, 5)
+    assert one is not None and other is not None and not np.allclose(one.positions, other.positions)
+
+
 def test_embedded_structures_are_the_molecule() -> None:
     found = embedded("C[NH2+]CC([O-])=O", 2, seed=0)
     assert found is not None

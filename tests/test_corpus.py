@@ -22,7 +22,7 @@ from forcewell.generate.sample import sample_rows, write_sample
 from forcewell.generate.species import read_species
 from forcewell.sources import SOURCES
 from forcewell.store import MemoryData, Store
-from forcewell.training_data import bundled
+from forcewell.training_data import _import_left_out, bundled
 
 pytest.importorskip("tblite")
 
@@ -165,3 +165,8 @@ def test_the_bundled_sample(tmp_path: Path) -> None:
     assert {"minimum", "normal modes", "molecular dynamics", "dimer"} <= set(store.sources) and store.levels == ["GFN2-xTB"]
     assert check(store, "bundled:corpus").ok
     assert not excluded(store.block(np.arange(len(store))), list(BENCHMARK)).any()
+
+
+def test_training_does_not_search_a_campaign_for_benchmark_molecules_again(corpus: Path) -> None:
+    data = Store(corpus)
+    assert _import_left_out(data, BENCHMARK) and not _import_left_out(data, ["toluene"])

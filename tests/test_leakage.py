@@ -79,6 +79,22 @@ def test_frames_that_follow_each_other(ethanol: Dataset) -> None:
     assert [leak.kind for leak in broken.ruled_out(broken.leaks(ethanol))] == ["trajectory"]
 
 
+def test_generated_trajectories_are_told_apart(ethanol: Dataset) -> None:
+    """Two trajectories of one molecule, stored in no order: each is cut in time, and a random split tears neighbours apart."""
+    order = np.random.default_rng(3).permutation(200)
+    block = ethanol.block(np.arange(200))
+    trajectory, time = 7.0 + order % 2, 10.0 * (order // 2)
+    mixed = MemoryData([dataclasses.replace(block, properties={"trajectory": trajectory, "time": time})])
+    split = by_time_block(mixed, {"train": 0.5, "test": 0.5}, blocks=4, gap=1, seed=0)
+    for number in (7.0, 8.0):
+        for rows in split.parts.values():
+            steps = np.diff(np.sort(time[rows][trajectory[rows] == number]))
+            print(number, len(rows), np.unique(steps, return_counts=True))
+            assert (steps == 10.0).sum() >= len(steps) - 3  # whole stretches: at most four
+    assert "trajectory" not in found(mixed, split.parts)
+    assert 80 < found(mixed, random(mixed, [0.5, 0.5], seed=0).parts)["trajectory"] < 120  # half of the 198 neighbours
+
+
 def test_a_split_is_checked_when_used(qm7x: Dataset, tmp_path: Path) -> None:
     path = tmp_path / "s.json"
     split = by_molecule(qm7x, [0.8, 0.1, 0.1], seed=0)

@@ -49,7 +49,8 @@ def embed(smiles: str, conformers: int, seed: int, largest: int = LARGEST) -> An
             return None
         parameters = rdDistGeom.ETKDGv3()
         # RDKit multiplies the seed by the conformer's number: with 0 all of them are the same.
-        parameters.randomSeed, parameters.maxIterations = SEED + seed, ATTEMPTS
+        # Beyond 31 bits it would not be taken.
+        parameters.randomSeed, parameters.maxIterations = (SEED + seed) % (2**31 - 1), ATTEMPTS
         number = conformers if molecule.GetNumAtoms() > 1 else 1
         if not len(rdDistGeom.EmbedMultipleConfs(molecule, number, parameters)):
             parameters.useRandomCoords = True

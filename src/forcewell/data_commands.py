@@ -151,9 +151,8 @@ def info_command(store: Path) -> None:
         table.add_row(escape(f"references {level} [eV]"), f"{energies} ({rank}; {fit['conformations']} energies)")
         for when, values in fit.get("per_atom", {}).items():  # stores made before 0.2 lack them
             table.add_row(f"  {when} them", escape(f"{values['mean']:.4f} ± {values['spread']:.4f} eV per atom"))
-    table.add_row(
-        "source", " ".join([manifest["settings"].get("source", ""), *(name for name, _ in manifest["settings"].get("files", []))])
-    )
+    files = [name for name, _ in manifest["settings"].get("files", [])]
+    table.add_row("source", " ".join([manifest["settings"].get("source") or escape(", ".join(filter(None, opened.sources))), *files]))
     table.add_row("fingerprint", opened.fingerprint)
     Console().print(table)
 

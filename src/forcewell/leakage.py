@@ -44,7 +44,7 @@ def leaks(dataset: Dataset, parts: Mapping[str, np.ndarray], limit: int | None =
 
     limit: look at no more molecules for SMILES and bond graph, and no more conformations for geometry, than this many,
     evenly spread; identifiers, rows and trajectories are always compared in full. None: at all. ordered: data without the
-    property "frame" are trajectories in the order in which they are stored.
+    properties "frame" or "time" are trajectories in the order in which they are stored.
     """
     names, owner = list(parts), _owner(dataset, parts)
     found = [*molecule_leaks(dataset, parts, limit), *trajectory_leaks(dataset, parts, ordered)]
@@ -197,18 +197,27 @@ def _same_molecules(dataset: Dataset, codes: np.ndarray, owner: np.ndarray, name
         yield from _shared(kind, keys[known], rows[known], owner[rows[known]], names)
 
 
+def moments(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) number of the trajectory within the molecule, and (n,) place in it: the property "frame", else "time" of the trajectory
+    "trajectory" (as `forcewell generate` writes them; not a number for conformations of no trajectory), else the order of the rows."""
+    names, alone = set(dataset.properties), np.zeros(len(dataset))
+    if "frame" in names:
+        return alone, dataset.column("property:frame")
+    if {"time", "trajectory"} <= names:
+        return np.nan_to_num(dataset.column("property:trajectory"), nan=-1.0), dataset.column("property:time")
+    return alone, np.arange(len(dataset), dtype=np.float64)
+
+
 def _neighbours_in_time(dataset: Dataset, codes: np.ndarray, owner: np.ndarray, names: list[str], ordered: bool) -> Iterator[Leak]:
     """Frames next to each other in a molecule's trajectory but in two parts."""
-    if "frame" in dataset.properties:
-        frame = dataset.column("property:frame")
-    elif ordered:
-        frame = np.arange(len(codes), dtype=np.float64)
-    else:
+    if not ordered and not {"frame", "time"} & set(dataset.properties):
         return
-    order = np.lexsort((frame, codes))
+    trajectory, frame = moments(dataset)
+    order = np.lexsort((frame, trajectory, codes))
     order = order[np.isfinite(frame[order])]
     before, after = order[:-1], order[1:]
-    near = (codes[before] == codes[after]) & (owner[before] != owner[after]) & (owner[before] >= 0) & (owner[after] >= 0)
+    near = (codes[before] == codes[after]) & (trajectory[before] == trajectory[after])
+    near &= (owner[before] != owner[after]) & (owner[before] >= 0) & (owner[after] >= 0)
     for a, b in itertools.combinations(range(len(names)), 2):
         found = np.flatnonzero(near & (np.minimum(owner[before], owner[after]) == a) & (np.maximum(owner[before], owner[after]) == b))
         if len(found):

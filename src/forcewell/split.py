@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from forcewell.errors import InputError, nearest
-from forcewell.leakage import Leak, described, first_rows, identifiers, leaks, molecules
+from forcewell.leakage import Leak, described, first_rows, identifiers, leaks, molecules, moments
 from forcewell.scaffolds import packed, scaffolds
 from forcewell.store import Dataset
 
@@ -137,7 +137,7 @@ def by_time_block(dataset: Dataset, fractions: Fractions, blocks: int = 10, gap:
     """Each molecule's trajectory is cut into ``blocks`` stretches of time, and whole stretches are dealt out.
 
     gap: frames left out on either side of a border between stretches of different parts, so that neighbours in time are
-    never in two parts. Order: the property "frame" where the data carry it, else as stored. Raises InputError where there
+    never in two parts. A molecule's trajectories and their order: ``leakage.moments``. Raises InputError where there
     are fewer blocks than parts or a part would be empty.
     """
     wanted = named_fractions(fractions)
@@ -147,11 +147,12 @@ def by_time_block(dataset: Dataset, fractions: Fractions, blocks: int = 10, gap:
         )
     generator = np.random.default_rng(seed)
     codes = dataset.molecule_codes()
-    frame = dataset.column("property:frame") if "frame" in dataset.properties else np.arange(len(codes))
-    order = np.lexsort((frame, codes))
+    trajectory, frame = moments(dataset)
+    order = np.lexsort((frame, trajectory, codes))
     part = np.full(len(codes), -1)
     middle = (np.arange(blocks) + 0.5) / blocks
-    for rows in np.split(order, np.flatnonzero(np.diff(codes[order])) + 1):
+    borders = np.flatnonzero(np.diff(codes[order]) | (np.diff(trajectory[order]) != 0)) + 1
+    for rows in np.split(order, borders):
         dealt = _part_at(middle, wanted)[generator.permutation(blocks)]
         stretch = np.arange(len(rows)) * blocks // len(rows)
         mine = dealt[stretch]

@@ -137,8 +137,12 @@ def _usable(dataset: Dataset, entry: DataConfig, name: str, exclude: str, quiet:
 
 
 def _import_left_out(dataset: Dataset, molecules: Sequence[str]) -> bool:
-    """Whether the manifest says that the import looked for these molecules: bond graphs of millions need not be made again."""
-    return isinstance(dataset, Store) and set(molecules) <= set(dataset.manifest["settings"].get("exclude", []))
+    """Whether the manifest says that the import, or the campaign, looked for these molecules: bond graphs of millions need not be
+    made again."""
+    if not isinstance(dataset, Store):
+        return False
+    settings = dataset.manifest["settings"]
+    return set(molecules) <= set(settings.get("exclude", settings.get("campaign", {}).get("exclude", [])))
 
 
 def _benchmark_rows(dataset: Dataset) -> np.ndarray:

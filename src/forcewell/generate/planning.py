@@ -135,7 +135,7 @@ def source_smiles(source: str) -> list[Request]:
 
 
 def _qm9() -> Iterator[str]:
-    """SMILES of the bundled QM9 minima, whose bonds are perceived by RDKit; the 3 % in which it fails are passed over."""
+    """SMILES of the bundled QM9 minima, whose bonds are perceived by RDKit; the 5 % in which it fails are passed over."""
     from importlib import resources
 
     from rdkit import Chem, rdBase
