@@ -97,6 +97,7 @@ ARMS: dict[str, Arm] = {
     "own-head": (denoising(0.05, 10.0, 2.0, own_head=True), 0.5, 1.0, ""),
     "harmonic": (denoising(0.05, 1.0, 0.5, target="harmonic"), 0.5, 1.0, ""),
     "modes": (denoising(0.1, 1.0, 1.0, target="harmonic", temperature=300.0), 0.5, 1.0, ""),
+    "instead": ({"forces": {}, "force-denoising": {**TOKEN["force-denoising"], "place": "instead"}}, 0.2, 1.0, ""),
     "token-0.05-10-relatives": (TOKEN, 0.5, 1.0, "relatives"),
     "corpus": ({"forces": {}}, 0.0, 1.0, "corpus"),
     "corpus-token": (TOKEN, 0.3, 1.0, "corpus"),

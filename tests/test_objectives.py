@@ -105,6 +105,20 @@ def test_copies_displace_minima_only(minima: Block, labelled: Block) -> None:
     assert not ForceDenoising().prepare(clean, NOISE).condition.any()  # a token must be asked for
 
 
+def test_minima_are_displaced_in_place(minima: Block, labelled: Block) -> None:
+    """The same displaced conformations as the copies, without the minima themselves."""
+    clean = mixture(minima, labelled)
+    copies = ForceDenoising(sigma=0.2, kappa=3.0, conditioned=True).prepare(clean, NOISE)
+    objective = ForceDenoising(sigma=0.2, kappa=3.0, conditioned=True, place="instead")
+    batch = objective.prepare(clean, NOISE)
+    assert objective.copied == "none" and ForceDenoising().copied == "minima"
+    assert batch.role.tolist() == [DATA] * 3 + [DENOISING] * 3
+    assert same(batch.positions, copies.take(torch.arange(3, 9)).positions)
+    assert same(batch.targets.noise_target, copies.take(torch.arange(3, 9)).targets.noise_target)
+    with pytest.raises(InputError, match=r"place 'instead' leaves nothing for zero-force; use 'copies'"):
+        build({"forces": {}, "zero-force": {}, "force-denoising": {"place": "instead"}})
+
+
 def elements(objective: Objective, model: Potential, batch: Batch) -> int:
     return int(objective.loss(model(batch), batch).count)
 

@@ -136,6 +136,9 @@ def _compatible(objectives: Sequence[Objective]) -> None:
             raise InputError("objectives.property.names: name the properties to learn, e.g. [homo]")
         if isinstance(objective, CoordinateDenoising):
             _compatible_denoising(objective, others, physical)
+        left = [other.name for other in others if other.name in _AT_MINIMA and _meet(objective, other)]
+        if isinstance(objective, ForceDenoising) and objective.place == "instead" and left:
+            raise InputError(f"objectives.{objective.name}.place 'instead' leaves nothing for {', '.join(left)}; use 'copies'")
         if isinstance(objective, NonEquilibriumDenoising) and not physical:
             raise InputError("objectives: dens is an auxiliary task beside forces or energy; add one of them")
     readers = [objective.name for objective in objectives if "noise" in objective.needs]

@@ -31,36 +31,42 @@ class ForceDenoising(Common):
     own_head: the target is found by the noise head, not by the energy;
     target "harmonic": κ H ε with the model Hessian H of ``harmonic.PairField`` (κ is then a plain factor).
     temperature, in K: noise per normal mode of H, of the thermal amplitude sqrt(k_B T / λ), at most sigma; else sigma for all.
+    place: displaced "copies" of the minima, or the minima themselves "instead" (half the cost; zero force then has none to learn from).
     """
 
     name: ClassVar[str] = "force-denoising"
     role: ClassVar[int] = DENOISING
-    copied: ClassVar[Literal["none", "minima", "all"]] = "minima"
     sigma: float = 0.2
     kappa: float = 1.0
     conditioned: bool = False
     own_head: bool = False
     target: Literal["isotropic", "harmonic"] = "isotropic"
     temperature: float | None = None
+    place: Literal["copies", "instead"] = "copies"
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """The noise head, or forces."""
         return frozenset({"noise" if self.own_head else "forces"})
 
+    @property
+    def copied(self) -> Literal["none", "minima", "all"]:  # type: ignore[override]
+        """A copy of every minimum, where copies were asked for."""
+        return "minima" if self.place == "copies" else "none"
+
     def useful(self, fields: frozenset[str], minima: bool, properties: frozenset[str]) -> bool:
         """Minima."""
         return minima
 
     def prepare(self, batch: Batch, noise: Noise) -> Batch:
-        """Appends one displaced copy of each minimum; its labels and ``equilibrium`` are cleared.
+        """Appends one displaced copy of each minimum, or displaces it, by ``place``; labels and ``equilibrium`` are cleared.
 
         Raises InputError for harmonic targets of periodic structures, whose images the model Hessian does not know.
         """
-        rows = (data(batch, self.sources) & (batch.targets.equilibrium == 1)).nonzero()[:, 0]
-        if len(rows) == 0:
+        minima = data(batch, self.sources) & (batch.targets.equilibrium == 1)
+        if not bool(minima.any()):
             return batch
-        copy = batch.take(rows)
+        copy = batch.take(minima)
         field = PairField.of(copy) if self.target == "harmonic" or self.temperature is not None else None
         epsilon = noise.normal(copy, self.name)
         if field is not None and self.temperature is not None:
@@ -72,7 +78,7 @@ class ForceDenoising(Common):
         copy = displaced(copy, -epsilon, self.kappa * target, DENOISING)
         if self.conditioned:
             copy.condition = torch.full_like(copy.condition, DENOISING)
-        return concatenate([batch, copy])
+        return concatenate([batch if self.place == "copies" else batch.take(~minima), copy])
 
     def loss(self, prediction: Prediction, batch: Batch) -> Term:
         """Over the atoms of the copies."""
