@@ -145,16 +145,17 @@ void in_threads(long count, Work work) {
     for (std::thread& t : threads) t.join();
 }
 
-// How many of the threads pay for one chunk: each must have a part of about a quarter of a millisecond, since threads wait for each
-// other four times a layer. A core does some 12 multiplications and additions in a nanosecond; about ten pairs per atom.
+// How many of the threads pay for one chunk: each needs work for a millisecond, since they wait for each other four times a layer
+// (and long, where other programs take the cores), and five atoms, since each reads all weights. About ten pairs per atom; a core
+// does some 12 multiplications and additions in a nanosecond.
 long pay(const Model& m, long atoms, long threads) {
     const Sizes& s = m.w.s;
     const double work = double(atoms) * s.layers * s.channels * (17 * s.channels + 40 * (s.radial + 32)) / 12;  // ns
-    return std::max(1L, std::min({threads, atoms, (long)(work / 250e3)}));
+    return std::max(1L, std::min({threads, atoms / 5, (long)(work / 1e6)}));
 }
 
-// Calls work(chunk, threads) for every chunk, and work(chunk, rank) is done: chunks one per thread if they are many; of a few, each
-// that is large enough by all threads together, after each other. Depends on nothing but the sizes and the number of threads.
+// Calls work(chunk, threads) for every chunk: many chunks side by side, a thread each; of few, those for which helpers(chunk) gives
+// several threads one after the other. What is done how depends on nothing but the sizes and the number of threads.
 template <class Helpers, class Work>
 void by_chunks(long chunks, long threads, Helpers helpers, Work work) {
     std::vector<long> alone;

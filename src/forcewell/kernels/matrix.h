@@ -4,6 +4,25 @@
 // Tiles of 6 rows: 24 accumulators of 32 registers with AVX-512, 12 of 16 elsewhere.
 enum { TILE = VL == 16 ? 4 : 2, PANEL = TILE * VL, ROWS = 6 };
 
+// A row of a panel. Two vectors of bfloat16 lie in one of whole floats, the first in its lower halves: to widen them is a shift
+// and a mask, and no shuffle, which would compete with multiplications.
+template <int vectors>
+static inline void widen(const float* from, vf* b) {
+#pragma GCC unroll 4
+    for (int w = 0; w < vectors; w++) b[w] = load(from + w * VL);
+}
+template <int vectors>
+static inline void widen(const Half* from, vf* b) {
+    if constexpr (vectors % 2)
+        for (int w = 0; w < vectors; w++) b[w] = load(from + w * VL);
+    else
+#pragma GCC unroll 2
+        for (int w = 0; w < vectors; w += 2) {
+            const vu both = (vu)load((const float*)(from + w * VL));
+            b[w] = (vf)(both << 16), b[w + 1] = (vf)(both & 0xffff0000u);
+        }
+}
+
 // rows x (vectors * VL) of C. `turned`: A is given as (K, M) with row length lda, as in a sum over samples.
 template <int rows, int vectors, bool turned, class S>
 static inline void tile(long K, const float* A, long lda, const S* B, long ldb, const float* bias, bool accumulate, float* C, long ldc) {
@@ -13,9 +32,9 @@ static inline void tile(long K, const float* A, long lda, const S* B, long ldb, 
 #pragma GCC unroll 4
         for (int w = 0; w < vectors; w++) c[r][w] = bias ? load(bias + w * VL) : vf{};
     for (long k = 0; k < K; k++) {
+        if (!turned) __builtin_prefetch(B + (K + k) * ldb, 0, 2);  // the next panel, while rows go through this one
         vf b[vectors];
-#pragma GCC unroll 4
-        for (int w = 0; w < vectors; w++) b[w] = load(B + k * ldb + w * VL);
+        widen<vectors>(B + k * ldb, b);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
             float a = turned ? A[k * lda + r] : A[r * lda + k];
@@ -80,16 +99,18 @@ static void outer(long M, long N, long K, const float* Y, long ldy, const float*
     }
 }
 
-static inline void put(float* to, float x) { *to = x; }
-static inline void put(Half* to, float x) { *to = to_half(x); }
+static inline void write(float* row, long, long w, float x) { row[w] = x; }
+static inline void write(Half* row, long width, long w, float x) {
+    row[width / VL % 2 ? w : w / (2 * VL) * (2 * VL) + w % VL * 2 + w / VL % 2] = to_half(x);
+}
 
 // Packs B (K, N) given by B[k][n] = from[k * row + n * column].
 template <class S>
 static void pack(long K, long N, const float* from, long row, long column, S* to) {
     for (long n = 0; n < N; n += PANEL) {
         long width = N - n < PANEL ? N - n : PANEL;
-        for (long k = 0; k < K; k++)
-            for (long w = 0; w < width; w++) put(to++, from[k * row + (n + w) * column]);
+        for (long k = 0; k < K; k++, to += width)
+            for (long w = 0; w < width; w++) write(to, width, w, from[k * row + (n + w) * column]);
     }
 }
 

@@ -80,7 +80,7 @@ struct Tape {
     Array seed;              // (N) adjoint of each atom's energy
     Array zero;              // (N, 3, C) of zeros
     Array y;                 // (N, C) scratch
-    Array filters, filter_bar;  // (4C) and (BLOCK, 4C) scratch
+    Array filters, slopes, filter_bar;  // (4C) SiLU of a pair's and its slope, (BLOCK, 4C): scratch
     float *basis_bar, *envelope_bar, *direction_bar;
     struct Part* part;       // one for each thread
     void* memory;
@@ -100,7 +100,7 @@ struct Part {
     long rank, first_atom, first_pair;
     Team* team;
     Array sums;  // (N, 8C) what its pairs add to atoms; the first thread adds to the tape itself
-    Array filters, filter_bar;
+    Array filters, slopes, filter_bar;
 };
 
 // One instruction set's kernels; weights and parts as above. Each thread of a tape calls them with its part; positions, lattice

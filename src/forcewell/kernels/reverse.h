@@ -1,13 +1,8 @@
 // The reverse passes over messages, layers and the embedding; then forces.
 
-// filter_bar block -> adjoint of the pre-activations in place; plain: into basis_bar, dual: into the filter's gradients.
+// Adjoints of filters before SiLU, of a block of pairs: plain, into basis_bar; dual, into the filter's gradients.
 template <bool D>
-static inline void filters_back(const Linear& f, long count, Array pre, Array bar, Array basis, float* basis_bar) {
-    for (long i = 0; i < count * f.out; i += VL) {
-        const Num<D> g = get<D>(bar, i) * silu(get<D>(pre, i)).slope;
-        store(bar.v + i, g.v);
-        if constexpr (D) store(bar.d + i, g.d);
-    }
+static inline void filters_back(const Linear& f, long count, Array bar, Array basis, float* basis_bar) {
     if constexpr (D)
         gradient(f, count, bar, basis, f.in);
     else
@@ -18,6 +13,12 @@ template <bool D>
 static inline void clear_both(Array a, long n) {
     __builtin_memset(a.v, 0, n * sizeof(float));
     if (D) __builtin_memset(a.d, 0, n * sizeof(float));
+}
+
+template <bool D>
+static inline void put_both(Array a, long i, Num<D> x) {
+    store(a.v + i, x.v);
+    if constexpr (D) store(a.d + i, x.d);
 }
 
 // Adjoints of the messages along the part's pairs. t: those pairs with all atoms; r: places of what atoms receive.
@@ -32,7 +33,11 @@ static void messages_back(const Sizes& s, const Layer& f, Tape& t, LayerTape& l,
         clear_both<D>(r.filters_bar, 4 * C);
         r.envelope_bar = vf{};
         for (int k = 0; k < 3; k++) r.direction_bar[k] = vf{};
-        activate_filters<D>(C, l.filter, p * 4 * C, t.filters);
+        for (long c = 0; c < 4 * C; c += VL) {
+            const Silu<D> a = silu(get<D>(l.filter, p * 4 * C + c));
+            put_both<D>(t.filters, c, a.value);
+            put_both<D>(t.slopes, c, a.slope);
+        }
         attention_back<D>(s, l.qkv, t.filters, l.summed_bar, i, j, bar.array(), 0);
         attention_back<D>(s, l.qkv, t.filters, l.summed_bar, j, i, bar.array(), H);
         const Num<D> envelope = one<D>(t.envelope, p);
@@ -49,13 +54,14 @@ static void messages_back(const Sizes& s, const Layer& f, Tape& t, LayerTape& l,
         for (int k = 0; k < 3; k++) u[k] = one<D>(t.direction, 3 * p + k), back[k] = constant<D>(vf{}) - u[k];
         message_back<D, vec>(s, r, attention.array(), logit_bar.array(), envelope, u, 1.0f, i, j);
         message_back<D, vec>(s, r, attention.array().at(H), logit_bar.array().at(H), envelope, back, -1.0f, j, i);
+        for (long c = 0; c < 4 * C; c += VL) put_both<D>(r.filters_bar, c, get<D>(r.filters_bar, c) * get<D>(t.slopes, c));
         if constexpr (!D) {
             t.envelope_bar[p] += through + sum(r.envelope_bar);
             for (int k = 0; k < 3; k++) t.direction_bar[3 * p + k] += sum(r.direction_bar[k]);
         }
         if (place == BLOCK - 1 || p == P - 1) {
             const long from = p - place;
-            filters_back<D>(f.filters, place + 1, l.filter.at(from * 4 * C), t.filter_bar, t.basis.at(from * s.radial), t.basis_bar + from * s.radial);
+            filters_back<D>(f.filters, place + 1, t.filter_bar, t.basis.at(from * s.radial), t.basis_bar + from * s.radial);
         }
     }
 }

@@ -31,7 +31,7 @@ void walk_adjoints(LayerTape& l, const Sizes& s, Atoms atoms) {
     atoms(l.vectors_bar, 3 * C), atoms(l.out_bar, 3 * C), atoms(l.mapped_bar, 9 * C), atoms(l.summed_bar, C), atoms(l.qkv_bar, 5 * C), atoms(l.norm_bar, C);
 }
 
-// The same for what is not a layer's. t.zero, t.filters and t.filter_bar are placed apart.
+// The same for what is not a layer's. t.zero is placed apart, and what is of one pair is each part's.
 template <class Atoms, class Pairs>
 void walk(Tape& t, const Sizes& s, Atoms atoms, Pairs pairs) {
     const long C = s.channels, C2 = C / 2, R = s.radial;
@@ -62,7 +62,7 @@ static void look(const Tape& t, const Sizes& s, Part& p) {
     a.zero = t.zero.at(3 * atom * C);
     b.first += pair, b.second += pair, b.distance += pair, b.envelope_slope += pair, b.basis_slope += pair * R;
     b.basis_bar += pair * R, b.envelope_bar += pair, b.direction_bar += 3 * pair;
-    a.filters = b.filters = p.filters, a.filter_bar = b.filter_bar = p.filter_bar;
+    a.filters = b.filters = p.filters, a.slopes = b.slopes = p.slopes, a.filter_bar = b.filter_bar = p.filter_bar;
     a.layer = p.atom_layers, b.layer = p.pair_layers;
     for (long l = 0; l < s.layers; l++) {
         a.layer[l] = b.layer[l] = t.layer[l];
@@ -103,7 +103,7 @@ static long place(Tape& t, const Sizes& s, char* base) {
         Part sunk, &p = base ? t.part[k] : sunk;
         float* sums = k ? a.floats(N * 8 * C) : 0;
         p.sums = {sums, sums}, p.team = team, p.rank = k;  // a pass adds up values or derivatives, never both
-        p.filters = a.array(4 * C), p.filter_bar = a.array(BLOCK * 4 * C);
+        p.filters = a.array(4 * C), p.slopes = a.array(4 * C), p.filter_bar = a.array(BLOCK * 4 * C);
         p.pair_layers = (LayerTape*)a.floats(layers), p.atom_layers = (LayerTape*)a.floats(layers);
     }
     if (base) {
