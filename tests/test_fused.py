@@ -176,7 +176,7 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("sizes, atoms", [(SIZES[0], 64), (SIZES[2], 16)], ids=["64", "256"])
+@pytest.mark.parametrize(("sizes", "atoms"), [(SIZES[0], 64), (SIZES[2], 16)], ids=["64", "256"])
 @pytest.mark.parametrize("kind", ["one system", "a large system and small ones", "crystal"])
 def test_one_system_on_several_threads(kind: str, sizes: dict[str, Any], atoms: int, threads: Callable[[int], None]) -> None:
     """Every number of threads gives the same to rounding, and the same bits each time."""
@@ -194,7 +194,7 @@ def test_one_system_on_several_threads(kind: str, sizes: dict[str, Any], atoms: 
         assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
         off = [apart(a, b) for a, b in zip(found, right, strict=True)]
         print(f"{count} threads: energies {off[0]:.1e}, forces {off[1]:.1e}, gradients {off[2]:.1e}")
-        assert max(off) < 1e-5
+        assert off[0] < 5e-5 and max(off[1:]) < 1e-5  # the energy of a random model nearly cancels
         # The control: these were several threads indeed, for sums of more parts differ in the last bits.
         assert not torch.equal(found[1], right[1])
 
@@ -214,20 +214,20 @@ def test_bfloat16_is_float32_with_rounded_weights(lanes: int, molecules: Batch) 
         assert torch.equal(found, right)
 
 
-@pytest.mark.parametrize("name", ["forcewell-small", "full size, random"])
-def test_forces_in_bfloat16(name: str) -> None:
+@pytest.mark.parametrize(("name", "most"), [("forcewell-small", 0.015), ("full size, random", 0.1)])
+def test_forces_in_bfloat16(name: str, most: float) -> None:
     """The errors of docs/speed.md, by the attribute alone, and float32 again afterwards."""
     potential = load(name) if name == "forcewell-small" else random_potential()
     data = open_data(Path(__file__).parent / "data" / "spice_170.npz")
     known = set(potential.elements) or set(range(119))
-    systems = [data[row] for row in range(0, len(data), 12)]
+    systems = [data[row] for row in range(0, len(data), 20)]
     batch = Batch.from_systems([system for system in systems if set(system.numbers.tolist()) <= known])
     right = potential(batch).forces
     potential.precision = "bfloat16"
     found, path = potential(batch).forces, potential.path
     error = float((found - right).square().mean().sqrt() / right.square().mean().sqrt())
     print(f"{name}, {len(batch)} molecules, {path}: forces off by {error:.1e} of their RMS, {apart(found, right):.1e} of the largest")
-    assert 1e-4 < error < 0.1 and path.endswith("bfloat16")
+    assert 1e-4 < error < most and path.endswith("bfloat16")
     potential.precision = "float32"
     assert torch.equal(potential(batch).forces, right) and "bfloat16" not in potential.path
 
