@@ -112,6 +112,13 @@ def test_unseen_element(folder: Path) -> None:
         assert "the model never saw B; it was trained on H, C, N, O, S, Cl" in refused(folder, *words)
 
 
+def test_tf32_without_a_gpu(folder: Path) -> None:
+    words = ("--temperature", 300, "--time", 0.002, "--precision", "tf32", "--out", folder / "never")
+    assert "--precision tf32 is of GPUs; on the CPU there are float32 and bfloat16" in refused(
+        folder, "simulate", MODEL, folder / "good.npz", *words
+    )
+
+
 def test_missing_files(folder: Path) -> None:
     good, config, absent = folder / "good.npz", folder / "good.yaml", folder / "absent"
     for words, said in (

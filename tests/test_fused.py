@@ -1,7 +1,9 @@
 """The compiled kernels against the PyTorch modules in float64, for every instruction set that this machine has."""
 
 import copy
+from collections.abc import Callable, Iterator
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import ase.build
@@ -11,6 +13,7 @@ import torch
 
 from forcewell import fused
 from forcewell.batch import Batch
+from forcewell.checkpoint import load
 from forcewell.potential import Potential
 from forcewell.store import open_data
 from forcewell.system import System
@@ -59,12 +62,33 @@ def crystals() -> Batch:
     return Batch.from_systems([System.from_atoms(a) for a in (atoms, slab, ase.build.molecule("H2O"))])
 
 
-def use(potential: Potential, lanes: int) -> bool:
+def use(potential: Potential, lanes: int, half: bool = False) -> bool:
     """Makes the potential use vectors of at most so many floats; False where there are no such kernels here."""
     found = fused.width(potential.encoder, potential.head, lanes)
     if found == lanes:
-        potential._fused = fused.Fused(potential.encoder, potential.head, lanes)  # type: ignore[arg-type]
+        potential._fused = fused.Fused(potential.encoder, potential.head, lanes, half)  # type: ignore[arg-type]
+        potential.precision = "bfloat16" if half else "float32"
     return found == lanes
+
+
+def learned(potential: Potential, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Energies, forces, and all gradients of a loss on forces in a row."""
+    potential.zero_grad()
+    out = potential(batch, create_graph=True)
+    (out.forces.square().sum() + out.energy.sum()).backward()
+    gradients = [parameter.grad.flatten() for parameter in potential.parameters() if parameter.grad is not None]
+    return out.energy.detach(), out.forces.detach(), torch.cat(gradients)
+
+
+def apart(found: torch.Tensor, right: torch.Tensor) -> float:
+    return float((found - right).abs().max() / right.abs().max())
+
+
+def liquid(atoms: int) -> System:
+    """Water-like, as dense as a liquid, in no cell."""
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*[np.arange(9)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)[:atoms]
+    return System.from_atoms(ase.Atoms(np.resize([6, 1, 1], atoms), 1.7 * grid + rng.normal(0, 0.2, grid.shape)))
 
 
 def test_kernels_are_built() -> None:
@@ -119,10 +143,7 @@ def test_equal_to_pytorch(
 
 def test_large_molecules_use_cells() -> None:
     potential = random_potential(**SIZES[1])
-    numbers = np.array([6, 1, 1] * 200)
-    rng = np.random.default_rng(0)
-    grid = np.stack(np.meshgrid(*[np.arange(9)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)[: len(numbers)]
-    batch = Batch.from_systems([System.from_atoms(ase.Atoms(numbers, 1.7 * grid + rng.normal(0, 0.2, grid.shape)))])
+    batch = Batch.from_systems([liquid(600)])
     right = in_float64(potential)(batch.to(dtype=torch.float64)).forces
     error = float((potential(batch).forces - right).abs().max() / right.abs().max())
     print(f"600 atoms: forces {error:.1e}")
@@ -146,6 +167,69 @@ def test_same_bits_on_any_number_of_threads(molecules: Batch) -> None:
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][0], results[2][0])
     assert torch.equal(results[0][1], results[1][1])
     torch.testing.assert_close(results[0][1], results[2][1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("sizes", "atoms"), [(SIZES[0], 64), (SIZES[2], 16)], ids=["64", "256"])
+@pytest.mark.parametrize("kind", ["one system", "a large system and small ones", "crystal"])
+def test_one_system_on_several_threads(kind: str, sizes: dict[str, Any], atoms: int, threads: Callable[[int], None]) -> None:
+    """Every number of threads gives the same to rounding, and the same bits each time."""
+    small = [System.from_atoms(ase.build.molecule(name)) for name in ("H2O", "HCN")]
+    crystal = ase.build.bulk("NaCl", "rocksalt", a=5.6, cubic=True).repeat((2, atoms // 32 or 1, atoms // 32 or 1))
+    crystal.rattle(0.1, seed=0)
+    systems = {"one system": [liquid(atoms)], "crystal": [System.from_atoms(crystal)]}.get(kind, [liquid(atoms), *small])
+    batch, potential = Batch.from_systems(systems), random_potential(**sizes)
+    assert potential._kernels(batch) is not None
+    threads(1)
+    right = learned(potential, batch)
+    for count in (2, 3):
+        threads(count)
+        found, again = learned(potential, batch), learned(potential, batch)
+        assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+        off = [apart(a, b) for a, b in zip(found, right, strict=True)]
+        print(f"{count} threads: energies {off[0]:.1e}, forces {off[1]:.1e}, gradients {off[2]:.1e}")
+        assert off[0] < 5e-5 and max(off[1:]) < 1e-5  # the energy of a random model nearly cancels
+        # The control: these were several threads indeed, for sums of more parts differ in the last bits.
+        assert not torch.equal(found[1], right[1])
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_bfloat16_is_float32_with_rounded_weights(lanes: int, molecules: Batch) -> None:
+    """To the last bit, gradients included: nothing but the weights of the encoder's linear maps is rounded."""
+    molecules.condition = torch.zeros_like(molecules.condition)
+    rough, rounded = random_potential(**SIZES[0]), random_potential(**SIZES[0])
+    with torch.no_grad():
+        for name, parameter in rounded.encoder.named_parameters():
+            if parameter.dim() == 2 and "embedding" not in name:
+                parameter.copy_(parameter.bfloat16().float())
+    if not use(rough, lanes, half=True) or not use(rounded, lanes):
+        pytest.skip(f"no vectors of {lanes} floats on this processor")
+    for found, right in zip(learned(rough, molecules), learned(rounded, molecules), strict=True):
+        assert torch.equal(found, right)
+
+
+@pytest.mark.parametrize(("name", "most"), [("forcewell-small", 0.015), ("full size, random", 0.1)])
+def test_forces_in_bfloat16(name: str, most: float) -> None:
+    """The errors of docs/speed.md, by the attribute alone, and float32 again afterwards."""
+    potential = load(name) if name == "forcewell-small" else random_potential()
+    data = open_data(Path(__file__).parent / "data" / "spice_170.npz")
+    known = set(potential.elements) or set(range(119))
+    systems = [data[row] for row in range(0, len(data), 20)]
+    batch = Batch.from_systems([system for system in systems if set(system.numbers.tolist()) <= known])
+    right = potential(batch).forces
+    potential.precision = "bfloat16"
+    found, path = potential(batch).forces, potential.path
+    error = float((found - right).square().mean().sqrt() / right.square().mean().sqrt())
+    print(f"{name}, {len(batch)} molecules, {path}: forces off by {error:.1e} of their RMS, {apart(found, right):.1e} of the largest")
+    assert 1e-4 < error < most and path.endswith("bfloat16")
+    potential.precision = "float32"
+    assert torch.equal(potential(batch).forces, right) and "bfloat16" not in potential.path
 
 
 def test_weights_may_change_between_calls_but_not_within_one(molecules: Batch) -> None:

@@ -60,19 +60,19 @@ def width(encoder: nn.Module, head: nn.Module, most: int = 16) -> int:
 
 
 class Fused:
-    """The kernels for one encoder and head, with their weights packed."""
+    """The kernels for one encoder and head, with their weights packed; ``half``: the encoder's linear maps' rounded to bfloat16."""
 
-    def __init__(self, encoder: EquivariantTransformer, head: EquivariantScalar, width: int) -> None:
+    def __init__(self, encoder: EquivariantTransformer, head: EquivariantScalar, width: int, half: bool = False) -> None:
         found = functions()
         assert found is not None
-        self.functions, self.width, self.encoder, self.head = found, width, encoder, head
+        self.functions, self.width, self.half, self.encoder, self.head = found, width, half, encoder, head
         own = encoder.basis(encoder.basis.means.new_zeros(1)).double()
         means, betas = (table.detach().contiguous() for table in (encoder.basis.means, encoder.basis.betas))
         softening = float(head.blocks[0].softening)  # type: ignore[arg-type]
         self.handle = _POINTER(
             found.forcewell_create(
                 _LONG(width), (_LONG * 4)(*_sizes(encoder)), ctypes.c_double(encoder.cutoff), ctypes.c_double(softening),
-                _address(means), _address(betas), _address(own),
+                _address(means), _address(betas), _address(own), _LONG(half),
             )
         )  # fmt: skip
         self.loaded: tuple[int, ...] = ()

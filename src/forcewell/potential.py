@@ -54,8 +54,9 @@ class Potential(nn.Module):
     (nn/normaliser.py), if any. level_scale: a learned factor of energies and forces for each level of theory (at first 1), so that data of
     levels whose forces differ in size can be pooled.
 
-    precision: of the matrix products on a GPU, an attribute to be set: "float32", "tf32" (10-bit mantissa) or "bfloat16" (7-bit).
-    Geometry, sums and norms stay in the parameters' dtype, and what the choice costs in forces is for the user to judge.
+    precision: of the matrix products, an attribute to be set: "float32", "tf32" (10-bit mantissa, on a GPU) or "bfloat16" (7-bit; in the
+    compiled kernels only the weights of the encoder's linear maps are, and gradients are those at the rounded weights).
+    Geometry, sums and norms stay in the parameters' dtype, and what the choice costs in forces is for the user to judge (docs/speed.md).
     """
 
     def __init__(
@@ -189,24 +190,28 @@ class Potential(nn.Module):
             return None
         if self.encoder.force_embedding is not None and not bool(torch.isnan(batch.given_forces).all()):
             return None
-        if self._fused is None:
+        half = self.precision == "bfloat16"
+        if self._fused is None or self._fused.half != half:
             lanes = width(self.encoder, self.head)
             if lanes == 0:
                 return None
-            self._fused = Fused(self.encoder, self.head, lanes)  # type: ignore[arg-type]
+            self._fused = Fused(self.encoder, self.head, lanes, half)  # type: ignore[arg-type]
         return self._fused
 
     @property
     def path(self) -> str:
         """How energies and forces are computed here, in words for the user."""
-        if self.device.type != "cpu" or self.dtype != torch.float32:
+        on_cpu, half = self.device.type == "cpu", self.precision == "bfloat16"
+        products = f" (matrix products in {self.precision})" if half or (self.precision == "tf32" and not on_cpu) else ""
+        if not on_cpu or self.dtype != torch.float32:
             fused = isinstance(self.encoder, EquivariantTransformer) and self.encoder.fused(self.device)
-            products = "" if self.precision == "float32" else f" (matrix products in {self.precision})"
             return f"{'Triton kernels' if fused else 'PyTorch'} on {self.device.type}, {str(self.dtype).removeprefix('torch.')}{products}"
         if functions() is None:
-            return "PyTorch on cpu, float32 (no compiled kernels: the package was installed without a C++ compiler)"
+            return f"PyTorch on cpu, float32{products} (no compiled kernels: the package was installed without a C++ compiler)"
         lanes = width(self.encoder, self.head)
-        return f"compiled kernels, {INSTRUCTIONS[lanes]}" if lanes else "PyTorch on cpu, float32 (no compiled kernels for this model)"
+        if not lanes:
+            return f"PyTorch on cpu, float32{products} (no compiled kernels for this model)"
+        return f"compiled kernels, {INSTRUCTIONS[lanes]}{', weights of the linear maps in bfloat16' if half else ''}"
 
     def _differentiate(
         self, prediction: Prediction, positions: Tensor | None, strain: Tensor | None, batch: Batch, create_graph: bool

@@ -46,7 +46,7 @@ def simulate(
     reference: Annotated[Path | None, _help("Frames of the same molecule, for mean bond lengths and h(r).")] = None,
     seed: Annotated[int, _count("Of the start velocities and the noise.")] = 0,
     device: Annotated[str, _help("Where the model runs: cpu, cuda, cuda:1, ...")] = "cpu",
-    precision: Annotated[Literal["float32", "tf32", "bfloat16"], _help("Of the matrix products on a GPU.")] = "float32",
+    precision: Annotated[Literal["float32", "tf32", "bfloat16"], _help("Of matrix products (tf32: on a GPU).")] = "float32",
     out: Annotated[Path, _help("Folder to write to; must be new unless resumed.")] = Path("simulation"),
     resume: Annotated[bool, Parameter(negative=(), help="Go on from the last saved state in the folder.")] = False,
 ) -> None:
@@ -62,6 +62,8 @@ def simulate(
     start = read_structure(structure, charge, spin)
     frames = None if reference is None else read_reference(reference, start)
     potential = load(model).to(check_device(device))
+    if precision == "tf32" and potential.device.type == "cpu":
+        raise InputError("--precision tf32 is of GPUs; on the CPU there are float32 and bfloat16")
     potential.precision = precision
     step = ", each step one CUDA graph" if potential.device.type == "cuda" else ""
     freedom = 3 * len(start) - 3 if len(start) > 1 else 3

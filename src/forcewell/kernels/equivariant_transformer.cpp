@@ -111,10 +111,10 @@ void find_pairs(const double* r, long n, double cutoff, std::vector<int>& first,
 }
 
 // A tape for N atoms and P pairs in memory that a finished one left, if it is large enough.
-Tape open_tape(Model& m, long atoms, long pairs, bool train) {
+Tape open_tape(Model& m, long atoms, long pairs, bool train, long threads) {
     Tape t;
     memset((void*)&t, 0, sizeof t);
-    t.atoms = atoms, t.pairs = pairs, t.train = train;
+    t.atoms = atoms, t.pairs = pairs, t.train = train, t.threads = threads;
     const long need = place(t, m.w.s, nullptr);
     {
         std::lock_guard<std::mutex> guard(m.lock);
@@ -145,6 +145,31 @@ void in_threads(long count, Work work) {
     for (std::thread& t : threads) t.join();
 }
 
+// How many of the threads pay for one chunk: each needs work for a millisecond, since they wait for each other four times a layer
+// (and long, where other programs take the cores), and five atoms, since each reads all weights. About ten pairs per atom; a core
+// does some 12 multiplications and additions in a nanosecond.
+long pay(const Model& m, long atoms, long threads) {
+    const Sizes& s = m.w.s;
+    const double work = double(atoms) * s.layers * s.channels * (17 * s.channels + 40 * (s.radial + 32)) / 12;  // ns
+    return std::max(1L, std::min({threads, atoms / 5, (long)(work / 1e6)}));
+}
+
+// Calls work(chunk, threads) for every chunk: many chunks side by side, a thread each; of few, those for which helpers(chunk) gives
+// several threads one after the other. What is done how depends on nothing but the sizes and the number of threads.
+template <class Helpers, class Work>
+void by_chunks(long chunks, long threads, Helpers helpers, Work work) {
+    std::vector<long> alone;
+    for (long c = 0; c < chunks; c++)
+        if (chunks < 2 * threads && helpers(c) > 1)
+            work(c, helpers(c));
+        else
+            alone.push_back(c);
+    std::atomic<long> next{0};
+    in_threads(std::min(threads, std::max(1L, (long)alone.size())), [&](long) {
+        for (long k; (k = next++) < (long)alone.size();) work(alone[k], 1);
+    });
+}
+
 }  // namespace
 
 extern "C" {
@@ -164,8 +189,9 @@ long forcewell_width(const long* sizes, long most) {
     return fits(4) ? 4 : 0;
 }
 
-// sizes: channels, layers, heads, radial. `own_basis`: the radial basis at r = 0. means and betas are copied.
-void* forcewell_create(long width, const long* sizes, double cutoff, double softening, const float* means, const float* betas, const double* own_basis) {
+// sizes: channels, layers, heads, radial. `own_basis`: the radial basis at r = 0. means and betas are copied. half: the weights of
+// all linear maps but the read-out's are rounded to bfloat16.
+void* forcewell_create(long width, const long* sizes, double cutoff, double softening, const float* means, const float* betas, const double* own_basis, long half) {
     Model* m = new Model;
     m->kernel = &kernel_portable;
 #if defined(__x86_64__)
@@ -180,7 +206,10 @@ void* forcewell_create(long width, const long* sizes, double cutoff, double soft
     memcpy(copies[0], means, R * sizeof(float)), memcpy(copies[1], betas, R * sizeof(float));
     w.means = copies[0], w.betas = copies[1], w.own_basis = m->floats(R);
     m->own_basis.assign(own_basis, own_basis + R);
-    auto linear = [&](Linear& f, long in, long out) { f.in = in, f.out = out, f.forward_panels = m->floats(in * out), f.backward_panels = m->floats(in * out); };
+    auto linear = [&](Linear& f, long in, long out) {
+        f.in = in, f.out = out, f.half = half;
+        f.forward_panels = m->floats(half ? in * out / 2 : in * out), f.backward_panels = m->floats(half ? in * out / 2 : in * out);
+    };
     linear(w.neighbour_filter, R, C), linear(w.combine, 2 * C, C);
     w.layer = (Layer*)m->floats(sizes[1] * sizeof(Layer) / sizeof(float));
     memset((void*)w.layer, 0, sizes[1] * sizeof(Layer));
@@ -189,6 +218,7 @@ void* forcewell_create(long width, const long* sizes, double cutoff, double soft
         linear(f.qkv, C, 5 * C), linear(f.filters, R, 4 * C), linear(f.vectors, C, 3 * C), linear(f.output, C, 3 * C);
         f.own = m->floats(4 * C);
     }
+    half = 0;  // an energy needs more than three digits
     linear(w.norm_map1, C, C), linear(w.vector_map1, C, C2), linear(w.mix1, 2 * C, C), linear(w.gate1, C, C);
     linear(w.norm_map2, C2, C2), linear(w.mix2, C, C2);
     return m;
@@ -224,33 +254,33 @@ void* forcewell_run(void* model, long molecules, const long* offsets, const doub
             while (p < pair_count && pair_first[p] < offsets[chunk[c + 1]]) p++;
             pair_start[c + 1] = p;
         }
-    std::atomic<long> next{0}, bad{0};
+    std::atomic<long> bad{0};
     memset(forces, 0, 3 * offsets[molecules] * sizeof(float));
-    in_threads(std::min(threads, std::max(1L, chunks)), [&](long) {
+    auto helpers = [&](long c) { return pay(m, offsets[chunk[c + 1]] - offsets[chunk[c]], threads); };
+    by_chunks(chunks, threads, helpers, [&](long c, long together) {
         std::vector<int> first, second;
-        for (long c; (c = next++) < chunks;) {
-            const long begin = offsets[chunk[c]], atoms = offsets[chunk[c + 1]] - begin;
-            first.clear(), second.clear();
-            if (pair_first)
-                for (long p = pair_start[c]; p < pair_start[c + 1]; p++) first.push_back(pair_first[p] - begin), second.push_back(pair_second[p] - begin);
-            else
-                for (long k = chunk[c]; k < chunk[c + 1]; k++)
-                    find_pairs(positions + 3 * offsets[k], offsets[k + 1] - offsets[k], m.w.s.cutoff, first, second, (int)(offsets[k] - begin));
-            Tape t = open_tape(m, atoms, (long)first.size(), keep != 0);
-            if (!t.memory) {
-                bad = 1;
-                continue;
-            }
-            memcpy(t.first, first.data(), first.size() * sizeof(int)), memcpy(t.second, second.data(), second.size() * sizeof(int));
-            memcpy(t.neighbour.v, neighbours + begin * C, atoms * C * sizeof(float));
-            for (long n = 0; n < atoms; n++) memcpy(t.mixed.v + n * 2 * C, embedded + (begin + n) * C, C * sizeof(float));
-            m.kernel->forward(m.w, t, positions + 3 * begin, pair_first ? pair_offsets + 3 * pair_start[c] : nullptr, energies + begin);
-            m.kernel->forces(m.w, t, forces + 3 * begin);
-            if (run)
-                run->tapes[c] = t, run->start[c] = begin;
-            else
-                close_tape(m, t);
+        const long begin = offsets[chunk[c]], atoms = offsets[chunk[c + 1]] - begin;
+        if (pair_first)
+            for (long p = pair_start[c]; p < pair_start[c + 1]; p++) first.push_back(pair_first[p] - begin), second.push_back(pair_second[p] - begin);
+        else
+            for (long k = chunk[c]; k < chunk[c + 1]; k++)
+                find_pairs(positions + 3 * offsets[k], offsets[k + 1] - offsets[k], m.w.s.cutoff, first, second, (int)(offsets[k] - begin));
+        Tape t = open_tape(m, atoms, (long)first.size(), keep != 0, together);
+        if (!t.memory) {
+            bad = 1;
+            return;
         }
+        memcpy(t.first, first.data(), first.size() * sizeof(int)), memcpy(t.second, second.data(), second.size() * sizeof(int));
+        memcpy(t.neighbour.v, neighbours + begin * C, atoms * C * sizeof(float));
+        for (long n = 0; n < atoms; n++) memcpy(t.mixed.v + n * 2 * C, embedded + (begin + n) * C, C * sizeof(float));
+        in_threads(together, [&](long k) {
+            m.kernel->forward(m.w, t.part[k], positions + 3 * begin, pair_first ? pair_offsets + 3 * pair_start[c] : nullptr, energies + begin);
+            m.kernel->forces(m.w, t.part[k], forces + 3 * begin);
+        });
+        if (run)
+            run->tapes[c] = t, run->start[c] = begin;
+        else
+            close_tape(m, t);
     });
     *failed = bad;
     return run;
@@ -262,7 +292,9 @@ void forcewell_gradient(void* model, void* kept, const float* displacement, cons
                         float* neighbours_bar) {
     Model& m = *(Model*)model;
     Run& run = *(Run*)kept;
-    const long C = m.w.s.channels, chunks = (long)run.tapes.size(), workers = std::min(threads, std::max(1L, chunks));
+    const long C = m.w.s.channels, chunks = (long)run.tapes.size();
+    long workers = std::min(threads, std::max(1L, chunks));
+    for (const Tape& t : run.tapes) workers = std::max(workers, t.threads);
     std::vector<std::vector<float>> sums(workers);
     long total = 0;
     parameters(m.w, [&](const float*&, float*&, long n) { total += n; });
@@ -278,14 +310,15 @@ void forcewell_gradient(void* model, void* kept, const float* displacement, cons
         long before = 0;
         for (long c = 0; c < chunks; c++) {  // each worker a run of chunks of about equal size: the same for every call
             Tape& t = run.tapes[c];
-            const long mine = before * workers / std::max(1L, atoms);
+            const long mine = before * workers / std::max(1L, atoms), start = run.start[c];
             before += t.atoms + t.pairs / 4;
-            if (mine != k) continue;
-            const long start = run.start[c];
-            memcpy(t.seed.d, seeds + start, t.atoms * sizeof(float));
-            m.kernel->train(w, t, displacement + 3 * start);
-            memcpy(neighbours_bar + start * C, t.neighbour_bar.d, t.atoms * C * sizeof(float));
-            for (long n = 0; n < t.atoms; n++) memcpy(embedded_bar + (start + n) * C, t.mixed_bar.d + n * 2 * C, C * sizeof(float));
+            if (t.threads > 1 ? k >= t.threads : mine != k) continue;  // or a part of a chunk that threads share
+            Part& p = t.part[t.threads > 1 ? k : 0];
+            const long from = start + p.first_atom, own = p.atoms.atoms;
+            memcpy(p.atoms.seed.d, seeds + from, own * sizeof(float));
+            m.kernel->train(w, p, displacement + 3 * start);
+            memcpy(neighbours_bar + from * C, p.atoms.neighbour_bar.d, own * C * sizeof(float));
+            for (long n = 0; n < own; n++) memcpy(embedded_bar + (from + n) * C, p.atoms.mixed_bar.d + n * 2 * C, C * sizeof(float));
         }
     });
     for (long k = 0; k < workers; k++) {

@@ -1,20 +1,40 @@
-// Matrix products with small row counts: C (M, N) = A (M, K) B (K, N), B in panels of TILE vectors of columns.
+// Matrix products with small row counts: C (M, N) = A (M, K) B (K, N), B in panels of TILE vectors of columns, floats or
+// bfloat16 (S), which is widened on loading.
 
 // Tiles of 6 rows: 24 accumulators of 32 registers with AVX-512, 12 of 16 elsewhere.
 enum { TILE = VL == 16 ? 4 : 2, PANEL = TILE * VL, ROWS = 6 };
 
+// A row of a panel. Two vectors of bfloat16 lie in one of whole floats, the first in its lower halves: to widen them is a shift
+// and a mask, and no shuffle, which would compete with multiplications.
+template <int vectors>
+static inline void widen(const float* from, vf* b) {
+#pragma GCC unroll 4
+    for (int w = 0; w < vectors; w++) b[w] = load(from + w * VL);
+}
+template <int vectors>
+static inline void widen(const Half* from, vf* b) {
+    if constexpr (vectors % 2)
+        for (int w = 0; w < vectors; w++) b[w] = load(from + w * VL);
+    else
+#pragma GCC unroll 2
+        for (int w = 0; w < vectors; w += 2) {
+            const vu both = (vu)load((const float*)(from + w * VL));
+            b[w] = (vf)(both << 16), b[w + 1] = (vf)(both & 0xffff0000u);
+        }
+}
+
 // rows x (vectors * VL) of C. `turned`: A is given as (K, M) with row length lda, as in a sum over samples.
-template <int rows, int vectors, bool turned>
-static inline void tile(long K, const float* A, long lda, const float* B, long ldb, const float* bias, bool accumulate, float* C, long ldc) {
+template <int rows, int vectors, bool turned, class S>
+static inline void tile(long K, const float* A, long lda, const S* B, long ldb, const float* bias, bool accumulate, float* C, long ldc) {
     vf c[rows][vectors];  // every loop over it is unrolled, or the compiler keeps it in memory
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
         for (int w = 0; w < vectors; w++) c[r][w] = bias ? load(bias + w * VL) : vf{};
     for (long k = 0; k < K; k++) {
+        if (!turned) __builtin_prefetch(B + (K + k) * ldb, 0, 2);  // the next panel, while rows go through this one
         vf b[vectors];
-#pragma GCC unroll 4
-        for (int w = 0; w < vectors; w++) b[w] = load(B + k * ldb + w * VL);
+        widen<vectors>(B + k * ldb, b);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
             float a = turned ? A[k * lda + r] : A[r * lda + k];
@@ -31,8 +51,8 @@ static inline void tile(long K, const float* A, long lda, const float* B, long l
         }
 }
 
-template <int vectors, bool turned>
-static void strip(long M, long K, const float* A, long lda, const float* B, long ldb, const float* bias, bool accumulate, float* C, long ldc) {
+template <int vectors, bool turned, class S>
+static void strip(long M, long K, const float* A, long lda, const S* B, long ldb, const float* bias, bool accumulate, float* C, long ldc) {
     long blocks = (M + ROWS - 1) / ROWS, done = 0;
     for (long block = 0; block < blocks; block++) {
         long rows = (M - done + (blocks - block) - 1) / (blocks - block);  // blocks of nearly equal height
@@ -50,8 +70,8 @@ static void strip(long M, long K, const float* A, long lda, const float* B, long
     }
 }
 
-template <bool turned>
-static inline void panel(int vectors, long M, long K, const float* A, long lda, const float* B, long ldb, const float* bias, bool accumulate, float* C, long ldc) {
+template <bool turned, class S>
+static inline void panel(int vectors, long M, long K, const float* A, long lda, const S* B, long ldb, const float* bias, bool accumulate, float* C, long ldc) {
     switch (vectors) {
         case 1: strip<1, turned>(M, K, A, lda, B, ldb, bias, accumulate, C, ldc); break;
         case 2: strip<2, turned>(M, K, A, lda, B, ldb, bias, accumulate, C, ldc); break;
@@ -63,7 +83,8 @@ static inline void panel(int vectors, long M, long K, const float* A, long lda, 
 }
 
 // B in panels, one after the other: (K, width) each.
-static void product(long M, long N, long K, const float* A, long lda, const float* packed, const float* bias, bool accumulate, float* C, long ldc) {
+template <class S>
+static void product(long M, long N, long K, const float* A, long lda, const S* packed, const float* bias, bool accumulate, float* C, long ldc) {
     for (long n = 0; n < N; n += PANEL) {
         int width = N - n < PANEL ? N - n : PANEL;
         panel<false>(width / VL, M, K, A, lda, packed + n * K, width, bias ? bias + n : 0, accumulate, C + n, ldc);
@@ -78,23 +99,44 @@ static void outer(long M, long N, long K, const float* Y, long ldy, const float*
     }
 }
 
+static inline void write(float* row, long, long w, float x) { row[w] = x; }
+static inline void write(Half* row, long width, long w, float x) {
+    row[width / VL % 2 ? w : w / (2 * VL) * (2 * VL) + w % VL * 2 + w / VL % 2] = to_half(x);
+}
+
 // Packs B (K, N) given by B[k][n] = from[k * row + n * column].
-static void pack(long K, long N, const float* from, long row, long column, float* to) {
+template <class S>
+static void pack(long K, long N, const float* from, long row, long column, S* to) {
     for (long n = 0; n < N; n += PANEL) {
         long width = N - n < PANEL ? N - n : PANEL;
-        for (long k = 0; k < K; k++)
-            for (long w = 0; w < width; w++) *to++ = from[k * row + (n + w) * column];
+        for (long k = 0; k < K; k++, to += width)
+            for (long w = 0; w < width; w++) write(to, width, w, from[k * row + (n + w) * column]);
     }
+}
+
+// Y = X W^T + bias
+static void product_forward(const Linear& f, long M, const float* X, long ldx, const float* bias, float* Y) {
+    if (f.half)
+        product(M, f.out, f.in, X, ldx, (const Half*)f.forward_panels, bias, false, Y, f.out);
+    else
+        product(M, f.out, f.in, X, ldx, (const float*)f.forward_panels, bias, false, Y, f.out);
+}
+// X (+)= Y W
+static void product_back(const Linear& f, long M, const float* Y, float* X, long ldx, bool accumulate) {
+    if (f.half)
+        product(M, f.in, f.out, Y, f.out, (const Half*)f.backward_panels, 0, accumulate, X, ldx);
+    else
+        product(M, f.in, f.out, Y, f.out, (const float*)f.backward_panels, 0, accumulate, X, ldx);
 }
 
 template <bool D>
 static inline void apply(const Linear& f, long M, Array x, long ldx, Array y) {
-    product(M, f.out, f.in, written<D>(x), ldx, f.forward_panels, D ? 0 : f.b, false, written<D>(y), f.out);
+    product_forward(f, M, written<D>(x), ldx, D ? 0 : f.b, written<D>(y));
 }
 // xbar (+)= ybar W
 template <bool D>
 static inline void apply_back(const Linear& f, long M, Array ybar, Array xbar, long ldx, bool accumulate) {
-    product(M, f.in, f.out, written<D>(ybar), f.out, f.backward_panels, 0, accumulate, written<D>(xbar), ldx);
+    product_back(f, M, written<D>(ybar), written<D>(xbar), ldx, accumulate);
 }
 // The derivative of the outer product of ybar and x, and of the sum of ybar.
 static inline void gradient(const Linear& f, long M, Array ybar, Array x, long ldx) {

@@ -7,11 +7,13 @@ struct Array {
     __attribute__((always_inline)) Array at(long offset) const { return {v + offset, d ? d + offset : 0}; }
 };
 
-// y = W x + b, with W (out, in) as PyTorch stores it, packed for both directions; gradients where training.
+// y = W x + b, with W (out, in) as PyTorch stores it, packed for both directions; gradients where training. half: packed as
+// bfloat16, the upper halves of float32 numbers, rounded to the nearest.
 struct Linear {
     long in, out;
     const float *w, *b;
-    float *forward_panels, *backward_panels;
+    bool half;
+    void *forward_panels, *backward_panels;
     float *gw, *gb;
 };
 
@@ -42,11 +44,15 @@ struct Weights {
 
 enum { BLOCK = 64 };  // pairs whose filters are in cache together
 
+// Length of a row of so many numbers, one per head: whole vectors of any instruction set, so that no thread reads another's row.
+static inline long heads_row(long heads) { return (heads + 15) / 16 * 16; }
+
 // What a layer keeps: activations for its reverse pass, and adjoints ("bar") for the dual one. Shapes: N atoms, P pairs.
 struct LayerTape {
     Array xhat, rstd;        // (N, C), (N) layer norm without its affine part
     Array qkv;               // (N, 5C) query, key, three values
-    Array logits;            // (2P + N, H): i <- j, j <- i for each pair, then each atom to itself
+    Array logits;            // (P, heads_row(2H)): i <- j, then j <- i
+    Array own_logits;        // (N, heads_row(H)) of each atom to itself
     Array filter;            // (P, 4C) before SiLU
     Array summed;            // (N, C) scalar messages
     Array out;               // (N, 3C)
@@ -56,7 +62,7 @@ struct LayerTape {
 };
 
 struct Tape {
-    long atoms, pairs;
+    long atoms, pairs, threads;
     bool train;
     int *first, *second;     // (P) atoms of each pair
     float *distance;         // (P)
@@ -70,21 +76,39 @@ struct Tape {
     Array x, x_bar;          // (N, C) running scalars
     Array xhat, rstd;        // final norm
     Array read1, map1, vec1, pre1, gate1, vout1, read2, map2, pre2;  // the two gated blocks
-    Array read1_bar, map1_bar, vec1_bar, pre1_bar, gate1_bar, vout1_bar, read2_bar, map2_bar, pre2_bar, act1_bar, norm_bar;
+    Array read1_bar, map1_bar, vec1_bar, pre1_bar, gate1_bar, vout1_bar, read2_bar, map2_bar, pre2_bar, act1_bar;
     Array seed;              // (N) adjoint of each atom's energy
     Array zero;              // (N, 3, C) of zeros
     Array y;                 // (N, C) scratch
-    Array filters, filter_bar;  // (4C) and (BLOCK, 4C) scratch
+    Array filters, slopes, filter_bar;  // (4C) SiLU of a pair's and its slope, (BLOCK, 4C): scratch
     float *basis_bar, *envelope_bar, *direction_bar;
+    struct Part* part;       // one for each thread
     void* memory;
     long capacity;
 };
 
-// One instruction set's kernels; weights and tapes as above.
+// Threads that compute one tape together wait for each other between passes over atoms and passes over pairs.
+struct Team {
+    long count;
+    int arrived, round;
+};
+
+// A thread's share: views of the tape in which only its own pairs are (with all atoms), and only its own atoms.
+struct Part {
+    Tape pairs, atoms;
+    LayerTape *pair_layers, *atom_layers;
+    long rank, first_atom, first_pair;
+    Team* team;
+    Array sums;  // (N, 8C) what its pairs add to atoms; the first thread adds to the tape itself
+    Array filters, slopes, filter_bar;
+};
+
+// One instruction set's kernels; weights and parts as above. Each thread of a tape calls them with its part; positions, lattice
+// offsets, energies and forces are those of the whole tape.
 struct Kernel {
     long width;  // floats per vector
     void (*load)(Weights& weights, const double* own_basis);
-    void (*forward)(const Weights& weights, Tape& tape, const double* positions, const double* offsets, float* energies);
-    void (*forces)(const Weights& weights, Tape& tape, float* forces);
-    void (*train)(const Weights& weights, Tape& tape, const float* displacement);
+    void (*forward)(const Weights& weights, Part& part, const double* positions, const double* offsets, float* energies);
+    void (*forces)(const Weights& weights, Part& part, float* forces);
+    void (*train)(const Weights& weights, Part& part, const float* displacement);
 };

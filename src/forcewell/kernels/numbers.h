@@ -8,6 +8,20 @@ typedef float vf_unaligned __attribute__((vector_size(VL * 4), aligned(4), may_a
 
 static inline vf load(const float* p) { return *(const vf_unaligned*)p; }
 static inline void store(float* p, vf x) { *(vf_unaligned*)p = x; }
+
+// bfloat16, the upper half of a float.
+typedef unsigned short Half;
+typedef Half vh __attribute__((vector_size(VL * 2)));
+typedef Half vh_unaligned __attribute__((vector_size(VL * 2), aligned(2), may_alias));
+typedef unsigned vu __attribute__((vector_size(VL * 4)));
+static inline vf load(const Half* p) { return (vf)(__builtin_convertvector((vh)*(const vh_unaligned*)p, vu) << 16); }
+// To the nearest, of two as near the even one. NaN and infinity do not occur among weights.
+static inline Half to_half(float x) {
+    unsigned bits;
+    __builtin_memcpy(&bits, &x, 4);
+    return (Half)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
 static inline vf splat(float x) { return vf{} + x; }
 
 // Sum of the lanes, as a tree.

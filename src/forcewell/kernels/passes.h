@@ -1,8 +1,42 @@
-// The forward and reverse passes of one chunk of molecules.
+// The forward and reverse passes of one chunk of molecules, each thread with its part of the pairs and of the atoms.
+
+// Returns when every thread of the tape is here. Spins for some microseconds, then lets others have the core.
+static void wait(Part& p) {
+    Team& team = *p.team;
+    if (team.count == 1) return;
+    const int round = __atomic_load_n(&team.round, __ATOMIC_RELAXED);
+    if (__atomic_add_fetch(&team.arrived, 1, __ATOMIC_ACQ_REL) == team.count) {
+        __atomic_store_n(&team.arrived, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&team.round, round + 1, __ATOMIC_RELEASE);
+        return;
+    }
+    for (int spins = 0; __atomic_load_n(&team.round, __ATOMIC_ACQUIRE) == round; spins++)
+        if (spins > 1000)
+            sched_yield();
+        else {
+#if defined(__x86_64__)
+            __builtin_ia32_pause();
+#endif
+        }
+}
 
 template <bool D>
 static inline void fill(Array a, long n) {
     __builtin_memset(written<D>(a), 0, n * sizeof(float));
+}
+
+// Where a part's pairs add up (N, width) numbers of the atoms: the tape's array, or from `offset` on the thread's own sums.
+static inline Array target(const Part& p, Array whole, long offset) { return p.rank ? p.sums.at(offset) : whole; }
+
+// After all threads' pairs: adds to rows of `own`, the part's atoms, what the other threads have for them.
+template <bool D>
+static void collect(const Part& p, Array own, long offset, long width) {
+    const long n = p.atoms.atoms * width, from = offset + p.first_atom * width;
+    float* to = written<D>(own);
+    for (long k = 1; k < p.team->count; k++) {
+        const float* sums = written<D>(p.atoms.part[k].sums) + from;
+        for (long i = 0; i < n; i++) to[i] += sums[i];
+    }
 }
 
 // Distances, envelopes, radial basis and their slopes, from pairs and float64 positions (and lattice offsets, if any).
@@ -46,13 +80,14 @@ static void displace(const Weights& w, Tape& t, const float* displacement) {
     }
 }
 
+// Messages along the part's pairs, into `summed` (N, C) and `vectors` (N, 3, C). t: those pairs with all atoms.
 template <bool D, bool vec>
-static void messages(const Sizes& s, const Layer& f, Tape& t, LayerTape& l, Array before) {
+static void messages(const Sizes& s, const Layer& f, Tape& t, LayerTape& l, Array before, Array summed, Array vectors) {
     const long C = s.channels, H = s.heads, P = t.pairs;
     Heads<D> heads;
     Num<D> u[3], back[3];
     for (long p = 0; p < P; p++) {
-        const long i = t.first[p], j = t.second[p], at = 2 * p * H;
+        const long i = t.first[p], j = t.second[p], at = p * heads_row(2 * H);
         if (p % BLOCK == 0) {
             const long count = P - p < BLOCK ? P - p : BLOCK;
             apply<D>(f.filters, count, t.basis.at(p * s.radial), s.radial, l.filter.at(p * 4 * C));
@@ -63,18 +98,44 @@ static void messages(const Sizes& s, const Layer& f, Tape& t, LayerTape& l, Arra
         const Num<D> envelope = one<D>(t.envelope, p);
         activate<D>(2 * H, l.logits, at, envelope, heads.array());
         for (int k = 0; k < 3; k++) u[k] = one<D>(t.direction, 3 * p + k), back[k] = constant<D>(vf{}) - u[k];
-        message<D, vec>(s, l.qkv, t.filters, heads.array(), envelope, u, before, i, j, l.summed, l.vectors);
-        message<D, vec>(s, l.qkv, t.filters, heads.array().at(H), envelope, back, before, j, i, l.summed, l.vectors);
+        message<D, vec>(s, l.qkv, t.filters, heads.array(), envelope, u, before, i, j, summed, vectors);
+        message<D, vec>(s, l.qkv, t.filters, heads.array().at(H), envelope, back, before, j, i, summed, vectors);
     }
-    activate_filters<D>(C, {f.own, t.zero.d}, 0, t.filters);
+}
+
+// Messages of the part's atoms to themselves. zero: (4C) derivatives of their filters.
+template <bool D, bool vec>
+static void own_messages(const Sizes& s, const Layer& f, Tape& t, LayerTape& l, Array before, float* zero) {
+    const long C = s.channels, H = s.heads;
+    Heads<D> heads;
+    Num<D> u[3];
+    activate_filters<D>(C, {f.own, zero}, 0, t.filters);
     const Num<D> whole = constant<D>(splat(1.0f));
     for (int k = 0; k < 3; k++) u[k] = constant<D>(vf{});
     for (long n = 0; n < t.atoms; n++) {
-        const long at = (2 * P + n) * H;
-        logits<D>(s, l.qkv, t.filters, n, n, l.logits, at);
-        activate<D>(H, l.logits, at, whole, heads.array());
+        const long at = n * heads_row(H);
+        logits<D>(s, l.qkv, t.filters, n, n, l.own_logits, at);
+        activate<D>(H, l.own_logits, at, whole, heads.array());
         message<D, vec>(s, l.qkv, t.filters, heads.array(), whole, u, before, n, n, l.summed, l.vectors);
     }
+}
+
+// All messages of a layer: sums over the part's pairs, and after all threads' pairs the sums of the part's atoms.
+template <bool D, bool vec>
+static void exchange(const Weights& w, Part& p, long k) {
+    const Sizes& s = w.s;
+    Tape &t = p.pairs, &a = p.atoms;
+    const long N = t.atoms, C = s.channels;
+    LayerTape &l = t.layer[k], &o = a.layer[k];
+    const Array summed = target(p, l.summed, 0), vectors = target(p, l.vectors, N * C);
+    wait(p);
+    fill<D>(summed, N * C);
+    fill<D>(vectors, 3 * N * C);
+    messages<D, vec>(s, w.layer[k], t, l, vec ? t.layer[k - 1].vectors : t.zero, summed, vectors);
+    wait(p);
+    collect<D>(p, o.summed, 0, C);
+    collect<D>(p, o.vectors, N * C, 3 * C);
+    own_messages<D, vec>(s, w.layer[k], a, o, vec ? a.layer[k - 1].vectors : a.zero, t.zero.d);
 }
 
 template <bool D>
@@ -105,45 +166,54 @@ static void read_out(const Weights& w, Tape& t, Array vectors, float* energies) 
 }
 
 template <bool D>
-static void forward(const Weights& w, Tape& t, float* energies) {
-    const long N = t.atoms, P = t.pairs, C = w.s.channels;
-    apply<D>(w.neighbour_filter, P, t.basis, w.s.radial, t.neighbour_filter);
+static void embed(const Weights& w, Part& p) {
+    Tape &t = p.pairs, &a = p.atoms;
+    const long N = t.atoms, C = w.s.channels;
+    const Array mixed = target(p, t.mixed, 0);
+    apply<D>(w.neighbour_filter, t.pairs, t.basis, w.s.radial, t.neighbour_filter);
     for (long n = 0; n < N; n++) {
-        __builtin_memset(written<D>(t.mixed) + n * 2 * C + C, 0, C * sizeof(float));
-        if (D) __builtin_memset(t.mixed.d + n * 2 * C, 0, C * sizeof(float));
+        __builtin_memset(written<D>(mixed) + n * 2 * C + C, 0, C * sizeof(float));
+        if (D || p.rank) __builtin_memset(written<D>(mixed) + n * 2 * C, 0, C * sizeof(float));
     }
-    for (long p = 0; p < P; p++) {
-        const Num<D> envelope = one<D>(t.envelope, p);
-        const long i = t.first[p], j = t.second[p];
+    for (long q = 0; q < t.pairs; q++) {
+        const Num<D> envelope = one<D>(t.envelope, q);
+        const long i = t.first[q], j = t.second[q];
         for (long c = 0; c < C; c += VL) {
-            const Num<D> f = get<D>(t.neighbour_filter, p * C + c) * envelope;
-            add<D>(t.mixed, i * 2 * C + C + c, f * get<D>(t.neighbour, j * C + c));
-            add<D>(t.mixed, j * 2 * C + C + c, f * get<D>(t.neighbour, i * C + c));
+            const Num<D> f = get<D>(t.neighbour_filter, q * C + c) * envelope;
+            add<D>(mixed, i * 2 * C + C + c, f * get<D>(t.neighbour, j * C + c));
+            add<D>(mixed, j * 2 * C + C + c, f * get<D>(t.neighbour, i * C + c));
         }
     }
-    apply<D>(w.combine, N, t.mixed, 2 * C, t.x);
-    Array vectors = t.zero;
-    for (long k = 0; k < w.s.layers; k++) {
-        const Layer& f = w.layer[k];
-        LayerTape& l = t.layer[k];
-        normalise<D>(N, C, t.x, l.xhat, l.rstd, f.norm_w, f.norm_b, t.y, C);
-        apply<D>(f.qkv, N, t.y, C, l.qkv);
-        fill<D>(l.summed, N * C);
-        fill<D>(l.vectors, 3 * N * C);
-        if (k)
-            messages<D, true>(w.s, f, t, l, vectors);
-        else
-            messages<D, false>(w.s, f, t, l, vectors);
-        apply<D>(f.output, N, l.summed, C, l.out);
-        if (k) apply<D>(f.vectors, 3 * N, vectors, C, l.mapped);
-        update<D>(N, C, k > 0, l.out, l.mapped, vectors, t.x, l.vectors);
-        vectors = l.vectors;
-    }
-    normalise<D>(N, C, t.x, t.xhat, t.rstd, w.norm_w, w.norm_b, t.read1, 2 * C);
-    read_out<D>(w, t, vectors, energies);
+    wait(p);
+    collect<D>(p, a.mixed, 0, 2 * C);
+    apply<D>(w.combine, a.atoms, a.mixed, 2 * C, a.x);
 }
 
-// Adjoints of the read-out's inputs: t.norm_bar (N, C) and vectors_bar (N, 3, C).
+// energies: of the part's atoms.
+template <bool D>
+static void forward(const Weights& w, Part& p, float* energies) {
+    Tape& a = p.atoms;
+    const long N = a.atoms, C = w.s.channels;
+    embed<D>(w, p);
+    for (long k = 0; k < w.s.layers; k++) {
+        const Layer& f = w.layer[k];
+        LayerTape& l = a.layer[k];
+        const Array before = k ? a.layer[k - 1].vectors : a.zero;
+        normalise<D>(N, C, a.x, l.xhat, l.rstd, f.norm_w, f.norm_b, a.y, C);
+        apply<D>(f.qkv, N, a.y, C, l.qkv);
+        if (k)
+            exchange<D, true>(w, p, k);
+        else
+            exchange<D, false>(w, p, k);
+        apply<D>(f.output, N, l.summed, C, l.out);
+        if (k) apply<D>(f.vectors, 3 * N, before, C, l.mapped);
+        update<D>(N, C, k > 0, l.out, l.mapped, before, a.x, l.vectors);
+    }
+    normalise<D>(N, C, a.x, a.xhat, a.rstd, w.norm_w, w.norm_b, a.read1, 2 * C);
+    read_out<D>(w, a, a.layer[w.s.layers - 1].vectors, energies);
+}
+
+// Adjoints of the read-out's inputs: t.read1_bar (N, 2C), of which the first C are the norm's, and vectors_bar (N, 3, C).
 template <bool D>
 static void read_out_back(const Weights& w, Tape& t, Array vectors, Array vectors_bar) {
     const long N = t.atoms, C = w.s.channels, C2 = C / 2;

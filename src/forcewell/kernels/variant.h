@@ -1,5 +1,7 @@
 // All kernels for one instruction set. The including file sets VL (floats per vector) and the compiler's target, and exports KERNEL.
 
+#include <sched.h>
+
 #include "model.h"
 
 namespace {
@@ -10,8 +12,13 @@ namespace {
 #include "reverse.h"
 
 void pack_linear(const Linear& f) {
-    pack(f.in, f.out, f.w, 1, f.in, f.forward_panels);
-    pack(f.out, f.in, f.w, f.in, 1, f.backward_panels);
+    if (f.half) {
+        pack(f.in, f.out, f.w, 1, f.in, (Half*)f.forward_panels);
+        pack(f.out, f.in, f.w, f.in, 1, (Half*)f.backward_panels);
+    } else {
+        pack(f.in, f.out, f.w, 1, f.in, (float*)f.forward_panels);
+        pack(f.out, f.in, f.w, f.in, 1, (float*)f.backward_panels);
+    }
 }
 
 void load_weights(Weights& w, const double* own_basis) {
@@ -23,29 +30,32 @@ void load_weights(Weights& w, const double* own_basis) {
         const Layer& f = w.layer[l];
         const Linear* own[] = {&f.qkv, &f.filters, &f.vectors, &f.output};
         for (const Linear* g : own) pack_linear(*g);
-        product(1, 4 * s.channels, s.radial, w.own_basis, s.radial, f.filters.forward_panels, f.filters.b, false, f.own, 4 * s.channels);
+        product_forward(f.filters, 1, w.own_basis, s.radial, f.filters.b, f.own);
     }
 }
 
-void run_forward(const Weights& w, Tape& t, const double* positions, const double* offsets, float* energies) {
-    __builtin_memset(t.zero.v, 0, (3 * t.atoms + 4) * w.s.channels * sizeof(float));
-    geometry(w, t, positions, offsets);
-    forward<false>(w, t, energies);
+void run_forward(const Weights& w, Part& p, const double* positions, const double* offsets, float* energies) {
+    geometry(w, p.pairs, positions, offsets ? offsets + 3 * p.first_pair : 0);
+    forward<false>(w, p, energies + p.first_atom);
 }
 
 // Seeds: derivative of the loss by each atom's energy in t.seed.d, the energy's own adjoint (1) in t.seed.v.
-void run_forces(const Weights& w, Tape& t, float* out) {
-    for (long n = 0; n < t.atoms; n++) t.seed.v[n] = 1.0f;
-    backward<false>(w, t);
-    forces(w, t, out);
+void run_forces(const Weights& w, Part& p, float* out) {
+    for (long n = 0; n < p.atoms.atoms; n++) p.atoms.seed.v[n] = 1.0f;
+    backward<false>(w, p);
+    forces(w, p, out);
 }
 
-void run_training(const Weights& w, Tape& t, const float* displacement) {
-    __builtin_memset(t.zero.d, 0, (3 * t.atoms + 4) * w.s.channels * sizeof(float));
-    __builtin_memset(t.neighbour.d, 0, t.atoms * w.s.channels * sizeof(float));
+void run_training(const Weights& w, Part& p, const float* displacement) {
+    Tape& t = p.pairs;
+    if (!p.rank) {  // what does not move
+        __builtin_memset(t.zero.d, 0, (3 * t.atoms + 4) * w.s.channels * sizeof(float));
+        __builtin_memset(t.neighbour.d, 0, t.atoms * w.s.channels * sizeof(float));
+    }
+    wait(p);
     displace(w, t, displacement);
-    forward<true>(w, t, 0);
-    backward<true>(w, t);
+    forward<true>(w, p, 0);
+    backward<true>(w, p);
 }
 }
 
