@@ -92,7 +92,7 @@ def main() -> None:
             parameter.data *= 1e-3
     potential.eval().requires_grad_(False)
     print(f"{potential.path}; {sum(p.numel() for p in potential.parameters()):,} parameters")
-    for copies in (1,):
+    for copies in (1, 16):
         for ensemble in simulate.ENSEMBLES:
             with tempfile.TemporaryDirectory() as place:
                 run = loop(potential, copies, ensemble, Path(place) / "run")
