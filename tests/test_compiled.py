@@ -103,17 +103,13 @@ def test_equal_to_the_integrators(ensemble: str, scaled: bool) -> None:
 
 
 @ENSEMBLES
-def test_same_bits_however_many_steps_at_once_and_threads(ensemble: str) -> None:
-    model, threads, found = potential(), torch.get_num_threads(), []
-    try:
-        for count, blocks in ((1, [1] * 20), (1, [20]), (2, [7, 10, 3])):
-            torch.set_num_threads(count)
-            state, advance = start(model, ensemble), steps_of(model, ensemble)
-            for block in blocks:
-                advance(state, block)
-            found.append(state)
-    finally:
-        torch.set_num_threads(threads)
+def test_same_bits_however_many_steps_at_once(ensemble: str) -> None:
+    model, found = potential(), []
+    for blocks in ([1] * 20, [20], [7, 10, 3]):
+        state, advance = start(model, ensemble), steps_of(model, ensemble)
+        for block in blocks:
+            advance(state, block)
+        found.append(state)
     for other in found[1:]:
         assert all(torch.equal(getattr(found[0], name), getattr(other, name)) for name in MOVING)
         assert torch.equal(found[0].generator.get_state(), other.generator.get_state())

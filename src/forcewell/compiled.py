@@ -58,7 +58,7 @@ class CompiledSteps:
     """Steps of one ensemble (as ``integrators``' functions, same settings in K and fs), many at a time, in place.
 
     Noise is drawn step by step from the State's generator as the reference does, so that results do not depend on how many
-    steps are asked for at once. The number of threads does not change them either: each molecule's steps are its own.
+    steps are asked for at once.
     """
 
     def __init__(self, potential: Potential, ensemble: str, timestep: float, temperature: float, relaxation: float) -> None:
