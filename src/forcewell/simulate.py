@@ -31,7 +31,7 @@ from forcewell.units import ns_per_day
 if TYPE_CHECKING:
     import ase
 
-ENSEMBLES = ("nve", "langevin", "nose-hoover")
+ENSEMBLES = compiled.ENSEMBLES
 CHAIN = 3  # links of a Nosé-Hoover chain, the usual number
 CHECK_EVERY = 10  # steps between looks at the monitors: one wait for the device in ten steps, 5 fs of resolution
 STATE, KIND = "state.safetensors", "simulation state"
