@@ -32,7 +32,7 @@ $(BIN)/python:
 	  exit 1; fi
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.env-stamp: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.env-stamp: pyproject.toml constraints.txt setup.py $(wildcard src/forcewell/kernels/*) | $(BIN)/python
 	$(PIP) install $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL),-c constraints.txt) $(TORCH)
 	$(PIP) install -c constraints.txt -e .
 	@touch $@

@@ -11,7 +11,7 @@ setup(
             sources=[f"src/forcewell/kernels/{name}.cpp" for name in SOURCES],
             depends=[
                 f"src/forcewell/kernels/{name}.h"
-                for name in ("layers", "matrix", "model", "numbers", "passes", "reverse", "tape", "variant")
+                for name in ("dynamics", "layers", "matrix", "model", "numbers", "passes", "reverse", "tape", "variant")
             ],
             extra_compile_args=["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math"],
             language="c++",

@@ -2,13 +2,16 @@
 
 Usage: .venv/bin/python benchmarks/md.py [--size small|full] [--rounds 10]
 The whole loop of ``forcewell simulate`` (50 steps, a frame at the end, the monitor every 10) in turns with bare energies and
-forces of the same molecules, one thread; least CPU time of the rounds, since what else runs on the machine disturbs that least.
-About one minute on a quiet core (small), three (full).
+forces of the same molecules, both by calling the potential (from Python, as another program would) and by the compiled function
+alone, called with addresses that were found beforehand; one thread; least CPU time of the rounds, since what else runs on the
+machine disturbs that least. About one minute on a quiet core (small), three (full).
 """
 
 import argparse
+import ctypes
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -34,6 +37,46 @@ def loop(potential: Potential, copies: int, ensemble: str, folder: Path) -> simu
     return run
 
 
+def cpu(function: Callable[[], object]) -> float:
+    """CPU seconds of one call."""
+    began = time.process_time()
+    function()
+    return time.process_time() - began
+
+
+def kernels(potential: Potential, batch: Batch) -> Callable[[], object]:
+    """Energies and forces of ``batch`` by the compiled function alone, without a tensor made or asked for."""
+    found = potential.kernels(batch)
+    assert found is not None
+    found.load(found.parameters())
+    N, long, null = len(batch.numbers), ctypes.c_long, None
+    tensors = [batch.offsets, batch.positions.double(), *found.embeddings(batch), torch.empty(N), torch.empty(N, 3)]
+    offsets, positions, embedded, neighbours, energies, forces = (ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors)
+    given = (found.handle, long(len(batch)), offsets, positions, embedded, neighbours, long(0), null, null, null, long(1), long(0))
+
+    def run(keep: list[torch.Tensor] = tensors) -> None:
+        found.functions.forcewell_run(*given, energies, forces, ctypes.byref(long(0)))
+
+    return run
+
+
+def measure(run: simulate._Run, rounds: int) -> list[float]:
+    """Least CPU ms of a step of the whole loop, of the potential called, and of the kernels alone."""
+    batch, alone = run.state.batch, kernels(run.potential, run.state.batch)
+    run.save = lambda: None  # type: ignore[method-assign]  # once a minute in real runs, once in 50 steps here
+    best = [float("inf")] * 4
+    for _ in range(rounds):
+        taken = [
+            cpu(lambda: run.go(run.step + STEPS, progress=False)),
+            cpu(lambda: [run.potential(batch) for _ in range(STEPS)]),
+            cpu(lambda: [alone() for _ in range(STEPS)]),
+            cpu(lambda: run.go(run.step, progress=False)),
+        ]
+        best = [min(pair) for pair in zip(best, taken, strict=True)]
+    loop, bare, least, beginning = (1e3 * seconds / STEPS for seconds in best)
+    return [loop - beginning, bare, least]  # a loop's beginning, its progress bar, comes once in a run
+
+
 def main() -> None:
     """One line for each ensemble and number of replicas."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -54,18 +97,10 @@ def main() -> None:
     for copies in (1, 16):
         for ensemble in simulate.ENSEMBLES:
             with tempfile.TemporaryDirectory() as place:
-                run, best = loop(potential, copies, ensemble, Path(place) / "run"), [float("inf")] * 2
-                run.save = lambda: None  # type: ignore[method-assign]  # once a minute in real runs, once in 50 steps here
-                for _ in range(given.rounds):
-                    began = time.process_time()
-                    run.go(run.step + STEPS, progress=False)
-                    middle = time.process_time()
-                    for _ in range(STEPS):
-                        potential(run.state.batch)
-                    best = [min(old, new) for old, new in zip(best, (middle - began, time.process_time() - middle), strict=True)]
-            step, bare = (1e3 * seconds / STEPS for seconds in best)
-            line = f"step {step:8.3f} ms  energy + forces {bare:8.3f} ms  above {step / bare - 1:6.1%}"
-            print(f"{copies:3d} x aspirin, {ensemble:12s} {line}", flush=True)
+                run = loop(potential, copies, ensemble, Path(place) / "run")
+                step, bare, least = measure(run, given.rounds)
+            above = f"above {step / bare - 1:6.1%}  kernels alone {least:8.3f} ms  above {step / least - 1:6.1%}"
+            print(f"{copies:3d} x aspirin, {ensemble:12s} step {step:8.3f} ms  energy + forces {bare:8.3f} ms  {above}", flush=True)
 
 
 if __name__ == "__main__":

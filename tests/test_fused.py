@@ -185,7 +185,7 @@ def test_one_system_on_several_threads(kind: str, sizes: dict[str, Any], atoms: 
     crystal.rattle(0.1, seed=0)
     systems = {"one system": [liquid(atoms)], "crystal": [System.from_atoms(crystal)]}.get(kind, [liquid(atoms), *small])
     batch, potential = Batch.from_systems(systems), random_potential(**sizes)
-    assert potential._kernels(batch) is not None
+    assert potential.kernels(batch) is not None
     threads(1)
     right = learned(potential, batch)
     for count in (2, 3):
@@ -251,14 +251,14 @@ def test_weights_may_change_between_calls_but_not_within_one(molecules: Batch) -
 def test_pytorch_where_there_are_no_kernels(molecules: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     molecules.condition = torch.zeros_like(molecules.condition)
     odd = random_potential(channels=36, layers=1, heads=2, radial=10)
-    assert odd.path.startswith("PyTorch") and odd._kernels(molecules) is None
+    assert odd.path.startswith("PyTorch") and odd.kernels(molecules) is None
     assert random_potential(channels=64, layers=1, heads=4, radial=32).double().path == "PyTorch on cpu, float64"
     potential = random_potential(**SIZES[0])
     forces = potential(molecules).forces
     monkeypatch.setattr(fused, "functions", lambda: None)
     monkeypatch.setattr("forcewell.potential.functions", lambda: None)
     plain = random_potential(**SIZES[0])
-    assert "without a C++ compiler" in plain.path and plain._kernels(molecules) is None
+    assert "without a C++ compiler" in plain.path and plain.kernels(molecules) is None
     torch.testing.assert_close(plain(molecules).forces, forces, rtol=1e-4, atol=1e-5)
 
 
@@ -266,7 +266,7 @@ def test_forces_of_a_scaled_level_carry_no_graph_unless_asked(molecules: Batch) 
     molecules.condition = torch.zeros_like(molecules.condition)
     config = {"encoder": {"name": "equivariant-transformer", **SIZES[0]}, "head": {"level_scale": True}}
     potential = Potential(config, levels=("one",))
-    assert potential._kernels(molecules) is not None
+    assert potential.kernels(molecules) is not None
     plain, graph = potential(molecules), potential(molecules, create_graph=True)
     assert not plain.forces.requires_grad and not plain.energy.requires_grad and graph.forces.requires_grad
     graph.forces.square().sum().backward()

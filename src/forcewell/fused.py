@@ -88,11 +88,16 @@ class Fused:
 
     def __call__(self, batch: Batch, differentiable: bool) -> tuple[Tensor, Tensor]:
         """Energy of each atom (N,), eV, and forces (N, 3), eV/Å; ``differentiable`` by parameters, not by positions."""
-        encoder = self.encoder
-        parameters = [kept[name] for kept, name in self.places]
-        inputs = (encoder.embed(batch), encoder.neighbour_embedding(encoder.species(batch)), *parameters)
         with torch.set_grad_enabled(differentiable):
-            return _EnergyAndForces.apply(self, batch, differentiable, *inputs)  # type: ignore[return-value]
+            return _EnergyAndForces.apply(self, batch, differentiable, *self.embeddings(batch), *self.parameters())  # type: ignore[return-value]
+
+    def embeddings(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Of each atom, and of it as a neighbour, (N, C) each; neither depends on positions."""
+        return self.encoder.embed(batch), self.encoder.neighbour_embedding(self.encoder.species(batch))
+
+    def parameters(self) -> list[Tensor]:
+        """All that the kernels read, in their order."""
+        return [kept[name] for kept, name in self.places]
 
     def load(self, parameters: list[Tensor]) -> None:
         """Packs the weights if any of them has changed since the last call."""

@@ -133,12 +133,12 @@ class Potential(nn.Module):
             raise InputError("this model has no properties; train it with the objective property first")
         gradient_noise = noise and isinstance(self.noise_head, GradientNoise)
         differentiate = forces or stress or gradient_noise
-        kernels = self._kernels(batch) if forces and not stress and not noise and not properties else None
+        kernels = self.kernels(batch) if forces and not stress and not noise and not properties else None
         if kernels is not None:
             atomic, found = kernels(batch, create_graph and torch.is_grad_enabled())
             with torch.set_grad_enabled(create_graph and torch.is_grad_enabled()):
                 energy = atomic.new_zeros(len(batch)).index_add(0, batch.molecule, atomic)
-                scale = self._scale(batch)
+                scale = self.energy_scale(batch)
                 if scale is None:
                     return Prediction(energy, found)
                 return Prediction(energy * scale, found * scale.index_select(0, batch.molecule)[:, None])
@@ -156,7 +156,7 @@ class Potential(nn.Module):
             moved = positions if strain is None else torch.einsum("na,nab->nb", positions, deform.index_select(0, batch.molecule))
             with half:  # not the head, whose energies need more than three digits
                 features: Features = self.encoder(dataclasses.replace(batch, positions=moved, cell=cell))
-            energy, scale = self.head.energies(features, batch), self._scale(batch)  # type: ignore[operator]
+            energy, scale = self.head.energies(features, batch), self.energy_scale(batch)  # type: ignore[operator]
             prediction = Prediction(energy if scale is None else energy * scale)
             if properties and self.property_head is not None:
                 prediction.properties = self.property_head(features, batch)
@@ -168,7 +168,7 @@ class Potential(nn.Module):
             prediction.energy = prediction.energy.detach()
         return prediction
 
-    def _scale(self, batch: Batch) -> Tensor | None:
+    def energy_scale(self, batch: Batch) -> Tensor | None:
         """(M,) factor of the network's energies: the spread of standardised labels times that of the level of theory, or None for 1."""
         if self.level_scale is not None:
             return self.energy_spread * torch.exp(self.level_scale)[batch.level]
@@ -184,7 +184,7 @@ class Potential(nn.Module):
             return -torch.autograd.grad(pseudo, positions, create_graph=create_graph, retain_graph=True, materialize_grads=True)[0]
         return head(features, positions) if isinstance(head, Displacement) else head(features)
 
-    def _kernels(self, batch: Batch) -> Fused | None:
+    def kernels(self, batch: Batch) -> Fused | None:
         """Compiled kernels that give this batch's energy and forces, if there are any."""
         if batch.positions.dtype != torch.float32 or batch.positions.device.type != "cpu" or self.dtype != torch.float32:
             return None

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forcewell import captured, integrators, trajectory
+from forcewell import captured, compiled, integrators, trajectory
 from forcewell.batch import Batch
 from forcewell.checkpoint import read_tensors, write_bytes, write_tensors
 from forcewell.errors import InputError, nearest
@@ -31,7 +31,7 @@ from forcewell.units import ns_per_day
 if TYPE_CHECKING:
     import ase
 
-ENSEMBLES = ("nve", "langevin", "nose-hoover")
+ENSEMBLES = compiled.ENSEMBLES
 CHAIN = 3  # links of a Nosé-Hoover chain, the usual number
 CHECK_EVERY = 10  # steps between looks at the monitors: one wait for the device in ten steps, 5 fs of resolution
 STATE, KIND = "state.safetensors", "simulation state"
@@ -159,15 +159,7 @@ class _Run:
         generator = torch.Generator(device=self.batch.positions.device).manual_seed(settings["seed"])
         chain = CHAIN if settings["ensemble"] == "nose-hoover" else 0
         self.state = integrators.init(self.batch, self.potential, temperature=settings["temperature"], generator=generator, chain=chain)
-        common = {"potential": self.potential, "timestep": settings["timestep"]}
-        bath = common | {"temperature": settings["temperature"]}
-        step = {
-            "nve": partial(integrators.verlet_step, **common),
-            "langevin": partial(integrators.langevin_step, **bath, friction=1.0 / settings["relaxation"]),
-            "nose-hoover": partial(integrators.nose_hoover_step, **bath, period=settings["relaxation"]),
-        }[settings["ensemble"]]
-        graph = isinstance(self.potential, Potential) and captured.has_graphs(self.potential.device)
-        self.advance = captured.CapturedSteps(step, self.potential.cutoff) if graph else partial(_repeat, step)
+        self.advance = self._advance()
         if saved is not None:
             self._restore(*saved)
         self.monitor = Monitor([self.members[index] for index in self.alive], self.state)
@@ -176,6 +168,22 @@ class _Run:
             self.check()
             self.record()
             self.save()
+
+    def _advance(self) -> Callable[[State, int], None]:
+        """What takes steps: one compiled call for many, a CUDA graph of one, or PyTorch's calls one after another."""
+        potential, settings = self.potential, self.settings
+        ensemble, relaxation = settings["ensemble"], settings["relaxation"]
+        bath = {"timestep": settings["timestep"], "temperature": settings["temperature"]}
+        if compiled.possible(potential, self.batch):
+            return compiled.CompiledSteps(potential, ensemble, relaxation=relaxation, **bath)
+        step = {
+            "nve": partial(integrators.verlet_step, potential=potential, timestep=settings["timestep"]),
+            "langevin": partial(integrators.langevin_step, potential=potential, friction=1.0 / relaxation, **bath),
+            "nose-hoover": partial(integrators.nose_hoover_step, potential=potential, period=relaxation, **bath),
+        }[ensemble]
+        if isinstance(potential, Potential) and captured.has_graphs(potential.device):
+            return captured.CapturedSteps(step, potential.cutoff)
+        return partial(_repeat, step)
 
     def _agree(self, facts: dict[str, Any]) -> None:
         if facts.get("kind") != KIND:

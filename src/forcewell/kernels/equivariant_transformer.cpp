@@ -12,6 +12,9 @@
 
 #include "model.h"
 #include "tape.h"
+namespace {
+#include "dynamics.h"
+}
 
 extern const Kernel kernel_portable;
 #if defined(__x86_64__)
@@ -137,12 +140,52 @@ void close_tape(Model& m, const Tape& t) {
     if (m.spare.size() > 512) free(m.spare.front().memory), m.spare.erase(m.spare.begin());
 }
 
+// First molecules of groups of about as many atoms as stay in cache together, and the number of molecules at the end.
+std::vector<long> split(const Model& m, long molecules, const long* offsets) {
+    const long C = m.w.s.channels, target = C <= 64 ? 32 : C <= 128 ? 64 : 128;
+    std::vector<long> chunk{0};
+    for (long k = 0; k < molecules; k++)
+        if (k > chunk.back() && offsets[k + 1] - offsets[chunk.back()] > target) chunk.push_back(k);
+    if (molecules) chunk.push_back(molecules);
+    return chunk;
+}
+
+struct Pairs {  // atoms counted from the chunk's first; lattice offsets, or null where nothing is periodic
+    std::vector<int> first, second;
+    const double* offsets = nullptr;
+};
+
+// Pairs of molecules whose first atoms are at `offsets`, of which the first one's positions begin at r.
+void search(const double* r, const long* offsets, long molecules, double cutoff, Pairs& pairs) {
+    pairs.first.clear(), pairs.second.clear();
+    for (long k = 0; k < molecules; k++) {
+        const long before = offsets[k] - offsets[0];
+        find_pairs(r + 3 * before, offsets[k + 1] - offsets[k], cutoff, pairs.first, pairs.second, (int)before);
+    }
+}
+
 template <class Work>
 void in_threads(long count, Work work) {
     std::vector<std::thread> threads;
     for (long k = 1; k < count; k++) threads.emplace_back([&work, k] { work(k); });
     work(0);
     for (std::thread& t : threads) t.join();
+}
+
+// Energies (N) and forces (N, 3), which are added to, of a chunk's N atoms; leaves the tape open. False without memory.
+bool evaluate(Model& m, long atoms, const double* positions, const float* embedded, const float* neighbours, const Pairs& pairs, bool train, long together, float* energies,
+              float* forces, Tape& t) {
+    const long C = m.w.s.channels, P = (long)pairs.first.size();
+    t = open_tape(m, atoms, P, train, together);
+    if (!t.memory) return false;
+    memcpy(t.first, pairs.first.data(), P * sizeof(int)), memcpy(t.second, pairs.second.data(), P * sizeof(int));
+    memcpy(t.neighbour.v, neighbours, atoms * C * sizeof(float));
+    for (long n = 0; n < atoms; n++) memcpy(t.mixed.v + n * 2 * C, embedded + n * C, C * sizeof(float));
+    in_threads(together, [&](long k) {
+        m.kernel->forward(m.w, t.part[k], positions, pairs.offsets, energies);
+        m.kernel->forces(m.w, t.part[k], forces);
+    });
+    return true;
 }
 
 // How many of the threads pay for one chunk: each needs work for a millisecond, since they wait for each other four times a layer
@@ -240,12 +283,9 @@ void* forcewell_run(void* model, long molecules, const long* offsets, const doub
                     const int* pair_first, const int* pair_second, const double* pair_offsets, long threads, long keep, float* energies, float* forces,
                     long* failed) {
     Model& m = *(Model*)model;
-    const long C = m.w.s.channels, target = C <= 64 ? 32 : C <= 128 ? 64 : 128;
-    std::vector<long> chunk{0};  // first molecule of each chunk
-    for (long k = 0; k < molecules; k++)
-        if (k > chunk.back() && offsets[k + 1] - offsets[chunk.back()] > target) chunk.push_back(k);
-    chunk.push_back(molecules);
-    const long chunks = molecules ? (long)chunk.size() - 1 : 0;
+    const long C = m.w.s.channels;
+    const std::vector<long> chunk = split(m, molecules, offsets);
+    const long chunks = (long)chunk.size() - 1;
     Run* run = keep ? new Run : nullptr;
     if (run) run->tapes.resize(chunks), run->start.resize(chunks);
     std::vector<long> pair_start(chunks + 1, 0);
@@ -258,32 +298,53 @@ void* forcewell_run(void* model, long molecules, const long* offsets, const doub
     memset(forces, 0, 3 * offsets[molecules] * sizeof(float));
     auto helpers = [&](long c) { return pay(m, offsets[chunk[c + 1]] - offsets[chunk[c]], threads); };
     by_chunks(chunks, threads, helpers, [&](long c, long together) {
-        std::vector<int> first, second;
+        Pairs pairs;
         const long begin = offsets[chunk[c]], atoms = offsets[chunk[c + 1]] - begin;
-        if (pair_first)
-            for (long p = pair_start[c]; p < pair_start[c + 1]; p++) first.push_back(pair_first[p] - begin), second.push_back(pair_second[p] - begin);
-        else
-            for (long k = chunk[c]; k < chunk[c + 1]; k++)
-                find_pairs(positions + 3 * offsets[k], offsets[k + 1] - offsets[k], m.w.s.cutoff, first, second, (int)(offsets[k] - begin));
-        Tape t = open_tape(m, atoms, (long)first.size(), keep != 0, together);
-        if (!t.memory) {
+        if (pair_first) {
+            for (long p = pair_start[c]; p < pair_start[c + 1]; p++) pairs.first.push_back(pair_first[p] - begin), pairs.second.push_back(pair_second[p] - begin);
+            pairs.offsets = pair_offsets + 3 * pair_start[c];
+        } else
+            search(positions + 3 * begin, offsets + chunk[c], chunk[c + 1] - chunk[c], m.w.s.cutoff, pairs);
+        Tape t;
+        if (!evaluate(m, atoms, positions + 3 * begin, embedded + begin * C, neighbours + begin * C, pairs, keep, together, energies + begin, forces + 3 * begin, t))
             bad = 1;
-            return;
-        }
-        memcpy(t.first, first.data(), first.size() * sizeof(int)), memcpy(t.second, second.data(), second.size() * sizeof(int));
-        memcpy(t.neighbour.v, neighbours + begin * C, atoms * C * sizeof(float));
-        for (long n = 0; n < atoms; n++) memcpy(t.mixed.v + n * 2 * C, embedded + (begin + n) * C, C * sizeof(float));
-        in_threads(together, [&](long k) {
-            m.kernel->forward(m.w, t.part[k], positions + 3 * begin, pair_first ? pair_offsets + 3 * pair_start[c] : nullptr, energies + begin);
-            m.kernel->forces(m.w, t.part[k], forces + 3 * begin);
-        });
-        if (run)
+        else if (run)
             run->tapes[c] = t, run->start[c] = begin;
         else
             close_tape(m, t);
     });
     *failed = bad;
     return run;
+}
+
+// Takes `steps` steps of molecular dynamics of molecules without periodic images. Returns 1 without memory, else 0.
+long forcewell_advance(void* model, const Motion* motion, long steps, long threads) {
+    Model& m = *(Model*)model;
+    const Motion& s = *motion;
+    const long C = m.w.s.channels;
+    const std::vector<long> chunk = split(m, s.molecules, s.offsets);
+    const long chunks = (long)chunk.size() - 1;
+    std::atomic<long> bad{0};
+    auto helpers = [&](long c) { return pay(m, s.offsets[chunk[c + 1]] - s.offsets[chunk[c]], threads); };
+    by_chunks(chunks, threads, helpers, [&](long c, long together) {
+        Pairs pairs;
+        const Group g = {chunk[c], chunk[c + 1], s.offsets[chunk[c]], s.offsets[chunk[c + 1]]};
+        const long atoms = g.end - g.begin;
+        std::vector<double> positions;
+        std::vector<float> energies(atoms), forces;
+        const bool done = advance(s, g, steps, [&] {
+            positions.assign(s.seen + 3 * g.begin, s.seen + 3 * g.end), forces.assign(3 * atoms, 0.0f);
+            search(positions.data(), s.offsets + g.first, g.last - g.first, m.w.s.cutoff, pairs);
+            Tape t;
+            const float *embedded = s.embedded + g.begin * C, *neighbours = s.neighbours + g.begin * C;
+            if (!evaluate(m, atoms, positions.data(), embedded, neighbours, pairs, false, together, energies.data(), forces.data(), t)) return false;
+            close_tape(m, t);
+            take(s, g, energies.data(), forces.data());
+            return true;
+        });
+        if (!done) bad = 1;
+    });
+    return bad;
 }
 
 // Gradients of sum_n seeds_n E_n + sum displacement . dE/dr: by the parameters (added to `gradients`, in their order), the
