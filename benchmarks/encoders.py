@@ -2,8 +2,8 @@
 
 Usage: .venv/bin/python benchmarks/encoders.py ENCODER [--size small|full] [--threads 1] [--rounds 5] [--plain]
 Sizes: small is that of the recipes for two cores (wang-...-small, gao-forcefield-small), full the published one. 16 QM7-X molecules.
-CPU milliseconds, the least of the rounds. Compiling takes minutes; set TORCHINDUCTOR_CACHE_DIR to an empty folder to have it measured, since
-PyTorch keeps what it compiled. --plain: PyTorch alone.
+CPU milliseconds, the least of the rounds. Compiling takes minutes, and PyTorch keeps what it compiled: set TORCHINDUCTOR_CACHE_DIR to an
+empty folder to have it measured. --plain: PyTorch alone.
 """
 
 import argparse
@@ -17,10 +17,10 @@ from step import least
 from torch.autograd.graph import saved_tensors_hooks
 
 from forcewell.batch import Batch
-from forcewell.compiled import CompiledStep, lists_of
 from forcewell.potential import Potential
 from forcewell.process import keep_memory
 from forcewell.store import open_data
+from forcewell.traced import CompiledStep, lists_of
 
 SMALL = {
     "schnet": {"channels": 64, "layers": 3},
@@ -97,7 +97,7 @@ def main() -> None:
         kept.append(sum(seen.values()) / 1e6)
     slow, quick = least([plain, fast], given.rounds)
     print(f"training step: PyTorch {slow:.1f} ms, compiled {quick:.1f} ms, {slow / quick:.2f} times as fast")
-    print(f"kept for the backward pass: PyTorch {kept[0]:.0f} MB, compiled {kept[1]:.0f} MB; energy + forces by PyTorch {energy_and_forces:.1f} ms")
+    print(f"energy + forces by PyTorch {energy_and_forces:.1f} ms; kept for backward: PyTorch {kept[0]:.0f} MB, compiled {kept[1]:.0f} MB")
 
 
 if __name__ == "__main__":

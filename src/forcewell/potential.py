@@ -88,7 +88,7 @@ class Potential(nn.Module):
         self.references |= {level: np.asarray(values, dtype=np.float64) for level, values in (references or {}).items()}
         self.elements = tuple(sorted(elements))
         self._fused: Fused | None = None
-        # Asked for the prediction of a training step first; gives None where it has none (compiled.StepPath).
+        # Asked for the prediction of a training step first; gives None where it has none (traced.StepPath).
         self.step_path: Callable[[Batch, Mapping[str, bool]], Prediction | None] | None = None
         self.precision: Precision = "float32"
 

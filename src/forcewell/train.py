@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from forcewell.batch import Batch
-from forcewell.compiled import Setting, StepPath
 from forcewell.display import say
 from forcewell.errors import InputError
 from forcewell.evaluate.errors import EnergyErrors
@@ -23,6 +22,7 @@ from forcewell.objectives import DATA, Noise, Objective, noisy, share
 from forcewell.optim import Flat, MovingAverage, Schedule
 from forcewell.potential import Potential, Prediction
 from forcewell.runstate import load_state, save_state
+from forcewell.traced import Setting, StepPath
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

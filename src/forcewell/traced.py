@@ -1,4 +1,4 @@
-"""Training steps through compiled graphs, for encoders without kernels of their own, where a run is long enough to win the compilation back.
+"""Training steps through compiled graphs, for encoders without kernels of their own, in runs long enough to win the compilation back.
 
 PyTorch's compiler does not differentiate twice. So energy and forces (or noise) together are traced first, which leaves a graph of plain
 operations whose ordinary backward is the second derivative, and that graph is compiled (``torch.compile`` with Inductor, which needs a
@@ -14,19 +14,16 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from forcewell.batch import Batch
 from forcewell.display import say
 from forcewell.graph import ListedBatch, Places, neighbours, places_of
-
-if TYPE_CHECKING:
-    from forcewell.potential import Potential, Prediction
+from forcewell.potential import Potential, Prediction
 
 Setting = Literal["auto", "always", "never"]
 LOOK = 20  # ordinary steps whose shapes and times decide
@@ -35,6 +32,8 @@ ROOM = 1.1  # of the largest shape seen
 # Relative differences of forces and of gradients between the two paths, above which the compiled one is not used. Rounding in float32
 # gives 1e-6 to 1e-5.
 TOLERANCE = 1e-4
+# Of torch.compile; None runs the traced graph as it is, which tests do, for no C++ compiler is as fast as they must be.
+BACKEND: str | None = "inductor"
 
 
 class Gain(NamedTuple):
@@ -140,8 +139,8 @@ _OUTPUTS = ("energy", "forces", "noise", "properties")
 class CompiledStep:
     """Energies and what else was asked for of batches in one shape, differentiable in the parameters once."""
 
-    def __init__(self, potential: Potential, shape: Shape, asked: Mapping[str, bool], backend: str = "inductor") -> None:
-        self.potential, self.shape, self.asked, self.backend = potential, shape, dict(asked), backend
+    def __init__(self, potential: Potential, shape: Shape, asked: Mapping[str, bool]) -> None:
+        self.potential, self.shape, self.asked = potential, shape, dict(asked)
         self.parameters = dict(potential.named_parameters())
         self.present = [name for name in _OUTPUTS if name == "energy" or asked.get(name)]
         self.function: Any = None
@@ -161,6 +160,8 @@ class CompiledStep:
         return [listed.sender, listed.mask, listed.places.place, listed.places.row, listed.places.reverse]
 
     def _compile(self, like: ListedBatch, inputs: list[Tensor]) -> Any:
+        from torch.fx.experimental.proxy_tensor import make_fx  # brings sympy
+
         names, asked = list(self.parameters), {**self.asked, "create_graph": True}
 
         def function(*tensors: Tensor) -> list[Tensor]:
@@ -172,11 +173,13 @@ class CompiledStep:
 
         # PyTorch has no derivative of this one's decomposition once it is in a graph.
         graph = make_fx(function, decomposition_table={torch.ops.aten.silu_backward.default: _silu_backward})(*inputs)
-        if torch.get_num_threads() > 1 and self.backend == "inductor":
+        if BACKEND is None:
+            return graph
+        if torch.get_num_threads() > 1:
             # Otherwise threads of a generated kernel add to the same numbers in the order in which they come.
             torch.use_deterministic_algorithms(True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        return torch.compile(graph, backend=self.backend, dynamic=False)
+        return torch.compile(graph, backend=BACKEND, dynamic=False)
 
 
 def _silu_backward(grad: Tensor, x: Tensor) -> Tensor:
@@ -195,8 +198,7 @@ class StepPath:
     asked: dict[str, bool]
     steps: int
     setting: Setting = "auto"
-    backend: str = "inductor"
-    largest: Shape = Shape(0, 0, 0, 0)
+    largest: Shape = field(default_factory=lambda: Shape(0, 0, 0, 0))
     decided: bool = False
     shape: Shape | None = None  # of the compiled step, where there is one
     times: list[tuple[float, float]] = field(default_factory=list)  # wall and CPU seconds of steps
@@ -236,8 +238,10 @@ class StepPath:
         # Where other programs take a part of the processor, they take it of the compilation, too.
         cost = (gain.seconds + layers * gain.seconds_per_layer) * max(1.0, wall / max(cpu, 1e-9))
         saved = left * (1 - 1 / gain.speed)
-        facts = f"about {gain.speed:.1f} times as fast, compiling takes about {_clock(cost)} and would save {_clock(saved)} of {_clock(left)}"
-        if not _has_compiler() and self.backend == "inductor":
+        facts = (
+            f"about {gain.speed:.1f} times as fast, compiling takes about {_clock(cost)} and would save {_clock(saved)} of {_clock(left)}"
+        )
+        if not _has_compiler():
             return False, self.largest, f"training steps by PyTorch: no C++ compiler for the compiled ones ({facts})"
         if self.setting == "always" or saved > cost:
             return True, self.largest.with_room(), f"training steps will be compiled: {facts}"
@@ -270,18 +274,13 @@ class StepPath:
         if self._step is None and not self._prepare(batch, lists):
             return None
         assert self._step is not None
-        return self._prediction(self._step(batch, lists))
-
-    def _prediction(self, parts: dict[str, Tensor]) -> Prediction:
-        from forcewell.potential import Prediction
-
-        return Prediction(**parts)
+        return Prediction(**self._step(batch, lists))
 
     def _prepare(self, batch: Batch, lists: Lists) -> bool:
         """Compiles, and compares with the ordinary way; where that fails, the rest of the run goes the ordinary way."""
         assert self.shape is not None
-        began, step = time.monotonic(), CompiledStep(self.potential, self.shape, self.asked, self.backend)
-        problem = "" if _has_compiler() or self.backend != "inductor" else "no C++ compiler"
+        began, step = time.monotonic(), CompiledStep(self.potential, self.shape, self.asked)
+        problem = "" if _has_compiler() else "no C++ compiler"
         self._busy = True
         try:
             error = float("inf") if problem else self._difference(step, batch, lists)
@@ -312,7 +311,7 @@ class StepPath:
 
 
 def _has_compiler() -> bool:
-    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "cl") if name)
+    return BACKEND != "inductor" or any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "cl") if name)
 
 
 def _clock(seconds: float) -> str:
