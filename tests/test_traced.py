@@ -64,7 +64,7 @@ def test_padding_changes_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "noise", "backend"), [*((name, False, None) for name in OTHERS), ("egnn", True, None), ("schnet", False, "aot_eager")]
+    ("name", "noise", "backend"), [*((name, False, None) for name in OTHERS[1:]), ("egnn", True, None), ("schnet", False, "aot_eager")]
 )
 def test_traced_steps_give_the_same_numbers(name: str, noise: bool, backend: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32, for two batches of different sizes with one trace; forces, and the gradient of a noise head instead."""
@@ -172,7 +172,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_resumed_run_takes_the_same_path(tmp_path: Path, quick: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit, stopped before and after the choice; what a run that never compiles ends with differs in rounding only."""
     encoder = {"name": "schnet", "channels": 16, "layers": 1, "filters": 16, "radial": 8, "cutoff": 4.0}
-    tree = settings(str(ethanol(tmp_path / "ethanol.npz")), objectives="forces", training=TRAINING, model={"encoder": encoder})
+    tree = settings(str(ethanol(tmp_path / "ethanol.npz")), objectives="et-ore", training=TRAINING, model={"encoder": encoder})
     for name in ("always", "never"):
         hardware = {"accelerator": "cpu", "compile": name}
         config = write_yaml(tmp_path / f"{name}.yaml", {**tree, "hardware": hardware, "exclude": "none"})

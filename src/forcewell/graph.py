@@ -48,10 +48,6 @@ class Places:
     reverse: Tensor  # (E,) the edge of the other direction
     ways: int = 2  # directions of a pair that follow each other
 
-    def both(self, per_pair: Tensor) -> Tensor:
-        """(E / ways, ...) -> (E, ...)."""
-        return per_pair if self.ways == 1 else per_pair[:, None].expand(-1, 2, *per_pair.shape[1:]).flatten(0, 1)
-
 
 @dataclass(slots=True)
 class ListedBatch(StaticBatch):

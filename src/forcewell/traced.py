@@ -171,8 +171,15 @@ class CompiledStep:
             prediction = functional_call(self.potential, dict(zip(names, parameters, strict=True)), (batch,), asked)
             return [getattr(prediction, name) for name in self.present]
 
-        # PyTorch has no derivative of this one's decomposition once it is in a graph.
+        # PyTorch knows no derivative of silu_backward.
         graph = make_fx(function, decomposition_table={torch.ops.aten.silu_backward.default: _silu_backward})(*inputs)
+        # What autograd saved of an operation's own result stands in the graph without its history, so that a derivative of the
+        # derivative would miss it. Where a model itself detaches something that matters, the comparison in the first step shows it.
+        for node in list(graph.graph.nodes):
+            if node.target is torch.ops.aten.detach.default:
+                node.replace_all_uses_with(node.args[0])
+                graph.graph.erase_node(node)
+        graph.recompile()
         if BACKEND is None:
             return graph
         if torch.get_num_threads() > 1:
@@ -198,6 +205,7 @@ class StepPath:
     asked: dict[str, bool]
     steps: int
     setting: Setting = "auto"
+    quiet: bool = False  # another process tells the user
     largest: Shape = field(default_factory=lambda: Shape(0, 0, 0, 0))
     decided: bool = False
     shape: Shape | None = None  # of the compiled step, where there is one
@@ -238,14 +246,14 @@ class StepPath:
         # Where other programs take a part of the processor, they take it of the compilation, too.
         cost = (gain.seconds + layers * gain.seconds_per_layer) * max(1.0, wall / max(cpu, 1e-9))
         saved = left * (1 - 1 / gain.speed)
-        facts = (
-            f"about {gain.speed:.1f} times as fast, compiling takes about {_clock(cost)} and would save {_clock(saved)} of {_clock(left)}"
-        )
+        facts = "the gain of this encoder was not measured"
+        if settings["name"] in GAINS:
+            facts = f"{gain.speed:.1f} times as fast, compiling takes about {_clock(cost)} and would save {_clock(saved)} of {_clock(left)}"
         if not _has_compiler():
             return False, self.largest, f"training steps by PyTorch: no C++ compiler for the compiled ones ({facts})"
         if self.setting == "always" or saved > cost:
             return True, self.largest.with_room(), f"training steps will be compiled: {facts}"
-        return False, self.largest, f"training steps by PyTorch: compiled ones are {facts}"
+        return False, self.largest, f"training steps by PyTorch: compiled ones: {facts}"
 
     def decide(self, compiled: bool, shape: Shape) -> None:
         """Takes a plan."""
@@ -285,16 +293,22 @@ class StepPath:
         try:
             error = float("inf") if problem else self._difference(step, batch, lists)
         except Exception as failure:  # whatever a compiler may come to
-            error, problem = float("inf"), f"compiling failed ({str(failure).strip().splitlines()[0][:200]})"
+            error, problem = float("inf"), f"compiling failed ({[*str(failure).strip().splitlines(), type(failure).__name__][0][:200]})"
         finally:
             self._busy = False
-        if error > TOLERANCE:
+        if not error <= TOLERANCE:  # nor if it is no number
             self.shape = None
-            say(f"training steps by PyTorch: {problem or f'the compiled ones differ by {error:.0e}'}; results may differ in the last bits")
+            self._say(
+                f"training steps by PyTorch: {problem or f'the compiled ones differ by {error:.0e}'}; results may differ in the last bits"
+            )
             return False
         self._step = step
-        say(f"training steps compiled in {_clock(time.monotonic() - began)}; difference in forces and gradients {error:.0e}")
+        self._say(f"training steps compiled in {_clock(time.monotonic() - began)}; difference in forces and gradients {error:.0e}")
         return True
+
+    def _say(self, words: str) -> None:
+        if not self.quiet:
+            say(words)
 
     def _difference(self, step: CompiledStep, batch: Batch, lists: Lists) -> float:
         """The largest relative difference in the outputs, and in the gradient of the sum of their squares."""
@@ -304,10 +318,10 @@ class StepPath:
         gradients = []
         for which in range(2):
             loss = torch.stack([(pair[which] ** 2).sum() for pair in pairs]).sum()
-            found = torch.autograd.grad(loss, parameters, allow_unused=True)
-            gradients.append(torch.cat([part.reshape(-1) for part in found if part is not None]))
+            found = torch.autograd.grad(loss, parameters, materialize_grads=True)
+            gradients.append(torch.cat([part.reshape(-1) for part in found]))
         pairs.append((gradients[0], gradients[1]))
-        return max(float((a - b).detach().abs().max() / b.detach().abs().max().clamp(min=1e-12)) for a, b in pairs)
+        return float(torch.stack([(a - b).detach().abs().max() / b.detach().abs().max().clamp(min=1e-12) for a, b in pairs]).max())
 
 
 def _has_compiler() -> bool:

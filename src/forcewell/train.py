@@ -74,7 +74,7 @@ def train(run: Trainer, resume: bool = False) -> dict[str, Any]:
     if run.fabric.world_size == 1 and run.fabric.strategy.precision.precision in ("32-true", "64-true"):
         run._module = run.potential  # the wrapper would only copy tensors to where they are
     run._moving = None if run.average is run.potential else MovingAverage(Flat(run.average), run.weights, run.decay or 0.0)
-    run.path = run.potential.step_path = StepPath(run.potential, _outputs(run), run.steps, run.compile)
+    run.path = run.potential.step_path = StepPath(run.potential, _outputs(run), run.steps, run.compile, quiet=not run.fabric.is_global_zero)
     log = run.directory / "log.jsonl"
     if resume:
         load_state(run)
@@ -91,8 +91,6 @@ def train(run: Trainer, resume: bool = False) -> dict[str, Any]:
         terms, loss = _update(run, batch)
         run.path.end()
         run.step += 1
-        if run.path.due(run.step):
-            _choose_path(run)
         seen += len(batch) * run.fabric.world_size
         run.seconds = offset + time.monotonic() - started
         run.report(run.step, {"kind": "step"})
@@ -111,6 +109,8 @@ def train(run: Trainer, resume: bool = False) -> dict[str, Any]:
             _validate(run)
         if run.step % run.save_every == 0 or run.step == run.steps:
             save_state(run)
+        if run.path.due(run.step):
+            _choose_path(run)
     return {"loss": run.best, "seconds": run.seconds}
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from forcewell.graph import Neighbours, places_of
+from forcewell.graph import Neighbours, places_of, reverse_edges
 
 
 @dataclass(slots=True)
 class Edges:
-    """The E directed edges c -> a of a batch (a receives), the two directions of a pair one after the other.
+    """The E directed edges c -> a of a batch (a receives), ordered by receiver but for batches that bring theirs.
 
     Two layouts of one thing. Dense maps of edge features run on the flat E rows: padding to the largest number K of
     neighbours would cost 1.4 times as much for aspirin and more in mixed batches. A sum over the other edges into the
@@ -51,16 +51,27 @@ class Edges:
 
 
 def edges_of(near: Neighbours) -> Edges:
-    """The flat and padded layouts of a padded neighbour list; differentiable in its vectors and distances. In static shapes padded
-    places count as edges: beyond the cutoff, so their weights are zero. Their number never changes."""
-    places = places_of(near)
-    place = places.place
+    """The flat and padded layouts of a padded neighbour list; differentiable in its vectors and distances."""
+    N, K = near.mask.shape
+    if near.fixed:
+        # Their number never changes: padded places count as edges, or edges are added, beyond the cutoff, so their weights are zero.
+        places = places_of(near)
+        return _edges(near, places.place, places.row, places.reverse)
+    place = near.mask.reshape(-1).nonzero()[:, 0]
+    row = torch.full((N * K,), len(place), device=place.device)
+    row[place] = torch.arange(len(place), device=place.device)
+    images = None if near.images is None else near.images.reshape(-1, 3)[place].long()
+    receiver = torch.div(place, max(K, 1), rounding_mode="floor")
+    return _edges(near, place, row, reverse_edges(near.sender.reshape(-1)[place], receiver, images, N))
+
+
+def _edges(near: Neighbours, place: Tensor, row: Tensor, reverse: Tensor) -> Edges:
     return Edges(
         near.sender.reshape(-1)[place],
         torch.div(place, max(near.mask.shape[1], 1), rounding_mode="floor"),
-        places.reverse,
+        reverse,
         near.distances.reshape(-1).index_select(0, place),
         near.vectors / near.distances[:, :, None],
         place,
-        places.row,
+        row,
     )
