@@ -155,7 +155,7 @@ class Killed(Exception):
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Choices after five steps, graphs as traced; counts the steps that went through one."""
+    """Choices after six steps, graphs as traced; counts the steps that went through one."""
     calls: list[int] = []
     call = CompiledStep.__call__
 
@@ -163,7 +163,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(1)
         return call(self, *words)
 
-    for name, value in (("BACKEND", None), ("LOOK", 5), ("ROOM", 1.5)):
+    for name, value in (("BACKEND", None), ("LOOK", 6), ("ROOM", 1.5)):
         monkeypatch.setattr(traced, name, value)
     monkeypatch.setattr(CompiledStep, "__call__", counted)
     return calls
@@ -178,7 +178,7 @@ def test_a_resumed_run_takes_the_same_path(tmp_path: Path, quick: list[int], mon
         config = write_yaml(tmp_path / f"{name}.yaml", {**tree, "hardware": hardware, "exclude": "none"})
         out = succeed("pretrain", config, "--out", tmp_path / name)
         assert ("training steps will be compiled" in out) == (name == "always")
-        assert len(quick) == 8  # seven steps after the choice, and one to compare
+        assert len(quick) == 7  # six steps after the choice, and one to compare
     ours, plain = (weights(tmp_path / name / "model.safetensors") for name in ("always", "never"))
     off = max(float((ours[name].double() - plain[name].double()).abs().max()) for name in ours)
     print(f"compiled and plain: weights within {off:.1e}")

@@ -206,7 +206,8 @@ class RadialConvolution(nn.Module):
             # The directions of a pair share their weights: their components stand side by side in one product.
             ways = len(source) // max(len(radial), 1)
             pairs = source.reshape(len(radial), ways * source.shape[1], source.shape[2])
-            results.append(torch.bmm(pairs, torch.cat(mine, dim=2).mT).reshape(*source.shape[:2], -1) * self.scale[l_out])
+            mixed = torch.bmm(pairs, torch.cat(mine, dim=2).mT).reshape(*source.shape[:2], self.outputs[l_out])
+            results.append(mixed * self.scale[l_out])
         return results
 
     def _activate(self, x: Tensor, which: int) -> Tensor:
