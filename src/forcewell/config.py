@@ -149,6 +149,7 @@ class HardwareConfig(_Section):
     devices: int = Field(default=1, gt=0)
     nodes: int = Field(default=1, gt=0)
     precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
+    compile: Literal["auto", "always", "never"] = "auto"  # training steps of encoders without kernels; auto: where it saves time
 
 
 class RunConfig(_Section):

@@ -31,6 +31,35 @@ class Neighbours:
     mask: Tensor  # (N, K) 1.0 or 0.0
     images: Tensor | None = None  # (N, K, 3) lattice shifts of the neighbours; None where nothing is periodic
     fixed: bool = False  # K is a capacity, and nothing may depend on how much of it is used (see ``StaticBatch``)
+    places: Places | None = None  # of its edges, where they are known already
+
+
+@dataclass(slots=True)
+class Places:
+    """The E directed edges of a padded list as one flat list, in which edges 2 p and 2 p + 1 are the two directions of a pair.
+
+    What depends on the distance alone is computed for E / 2 pairs: of the N K padded places of 16 molecules of QM7-X, 31 % are empty, so
+    those are 2.9 times fewer rows. In static shapes (``Neighbours.fixed``) nothing may depend on how many edges there are: all padded
+    places are edges then, and each is a pair of its own (``ways`` 1).
+    """
+
+    place: Tensor  # (E,) row of each edge in the padded layout, of N K rows
+    row: Tensor  # (N K,) edge of each padded row; E where there is none
+    reverse: Tensor  # (E,) the edge of the other direction
+    ways: int = 2  # directions of a pair that follow each other
+
+
+@dataclass(slots=True)
+class ListedBatch(StaticBatch):
+    """A batch that brings its neighbours, whose numbers are fixed, with it. Not for periodic conformations."""
+
+    sender: Tensor  # (N, K)
+    mask: Tensor  # (N, K)
+    places: Places
+
+    def search(self, cutoff: float, lower: float) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What was given."""
+        return self.sender, self.mask, None
 
 
 def neighbours(batch: Batch, cutoff: float, lower: float = 0.0) -> Neighbours:
@@ -45,7 +74,52 @@ def neighbours(batch: Batch, cutoff: float, lower: float = 0.0) -> Neighbours:
     vectors = batch.positions.index_select(0, padded.reshape(-1)).reshape(N, K, 3) - batch.positions[:, None] + offset
     if images is not None:
         vectors = vectors + torch.einsum("nka,nab->nkb", images, batch.cell.index_select(0, batch.molecule))
-    return Neighbours(padded, vectors, torch.linalg.vector_norm(vectors, dim=2), mask, images, isinstance(batch, StaticBatch))
+    places = batch.places if isinstance(batch, ListedBatch) else None
+    return Neighbours(padded, vectors, torch.linalg.vector_norm(vectors, dim=2), mask, images, isinstance(batch, StaticBatch), places)
+
+
+def places_of(near: Neighbours) -> Places:
+    """The flat list of a padded neighbour list."""
+    if near.places is not None:
+        return near.places
+    N, K = near.mask.shape
+    if near.fixed:
+        places = torch.arange(N * K, device=near.sender.device)
+        return Places(places, places, _reverse_places(near), 1)
+    place = near.mask.reshape(-1).nonzero()[:, 0]
+    sender, receiver = near.sender.reshape(-1)[place], torch.div(place, max(K, 1), rounding_mode="floor")
+    images = None if near.images is None else near.images.reshape(-1, 3)[place].long()
+    reverse = reverse_edges(sender, receiver, images, N)
+    edges = torch.arange(len(place), device=place.device)
+    first = edges[edges < reverse]
+    place = place[torch.stack([first, reverse[first]], dim=1).reshape(-1)]
+    row = torch.full((N * K,), len(place), device=place.device)
+    row[place] = edges
+    return Places(place, row, edges ^ 1)
+
+
+def _reverse_places(near: Neighbours) -> Tensor:
+    """(N K,) for every place c -> a the place of a -> c in the list of c; a padded place itself."""
+    N, K = near.mask.shape
+    sender, places = near.sender.reshape(-1), torch.arange(N * K, device=near.sender.device)
+    back = (near.sender[sender] == (places // K)[:, None]) & (near.mask[sender] > 0)  # (N K, K)
+    if near.images is not None:
+        back = back & (near.images[sender] == -near.images.reshape(-1, 1, 3)).all(2)
+    return torch.where(near.mask.reshape(-1) > 0, sender * K + back.long().argmax(1), places)
+
+
+def reverse_edges(sender: Tensor, receiver: Tensor, images: Tensor | None, atoms: int) -> Tensor:
+    """(E,) for every edge c -> a the index of a -> c, whose lattice shift is the opposite one; ``images`` (E, 3)."""
+    forward, backward = receiver * atoms + sender, sender * atoms + receiver
+    if images is not None and len(images):
+        reach = int(images.abs().max())
+        base = torch.tensor([(2 * reach + 1) ** 2, 2 * reach + 1, 1], device=images.device)
+        code = (images * base).sum(1)  # in -span ... span, and odd: the opposite shift has the opposite code
+        width = (2 * reach + 1) ** 3
+        forward, backward = forward * width + code, backward * width - code
+    reverse = torch.empty_like(sender)
+    reverse[backward.argsort()] = forward.argsort()
+    return reverse
 
 
 def _search(batch: Batch, cutoff: float, lower: float) -> tuple[Tensor, Tensor, Tensor | None]:

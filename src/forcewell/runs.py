@@ -163,6 +163,7 @@ def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) 
             save_every=settings.save_every,
             decay=optimiser.average,
             clip=optimiser.gradient_clip,
+            compile=config.hardware.compile if config.hardware.precision == "32-true" else "never",
             save_best=save_best,
             report=display.report,
         )

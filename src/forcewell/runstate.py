@@ -43,6 +43,7 @@ def _facts(run: Trainer) -> dict[str, Any]:
         "log_bytes": run.log_bytes,
         "loader": run.loader.state(),
         "schedule": run.schedule.state(),
+        "path": run.path.state(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "world_size": run.fabric.world_size,
@@ -85,6 +86,7 @@ def load_state(run: Trainer) -> None:
     run.optimiser.load_state_dict({"state": {0: entry} if entry else {}, "param_groups": current["param_groups"]})
     run.loader.restore(facts["loader"])
     run.schedule.restore(facts["schedule"])
+    run.path.restore(facts.get("path"))
     run.step, run.best, run.seconds, run.log_bytes = (
         int(facts["step"]),
         float(facts["best"]),

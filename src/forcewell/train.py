@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from forcewell.batch import Batch
+from forcewell.display import say
 from forcewell.errors import InputError
 from forcewell.evaluate.errors import EnergyErrors
 from forcewell.loader import Loader
@@ -21,6 +22,7 @@ from forcewell.objectives import DATA, Noise, Objective, noisy, share
 from forcewell.optim import Flat, MovingAverage, Schedule
 from forcewell.potential import Potential, Prediction
 from forcewell.runstate import load_state, save_state
+from forcewell.traced import Setting, StepPath
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -51,6 +53,7 @@ class Trainer:
     decay: float | None
     clip: float | None
     save_best: Callable[[Potential, dict[str, Any]], None]
+    compile: Setting = "never"
     report: Callable[[int, dict[str, Any]], None] = lambda step, line: None
     step: int = 0
     best: float = float("inf")
@@ -58,6 +61,7 @@ class Trainer:
     log_bytes: int = 0
     _module: Any = field(default=None)
     _moving: MovingAverage | None = None
+    path: StepPath = field(init=False)
 
 
 def train(run: Trainer, resume: bool = False) -> dict[str, Any]:
@@ -70,6 +74,7 @@ def train(run: Trainer, resume: bool = False) -> dict[str, Any]:
     if run.fabric.world_size == 1 and run.fabric.strategy.precision.precision in ("32-true", "64-true"):
         run._module = run.potential  # the wrapper would only copy tensors to where they are
     run._moving = None if run.average is run.potential else MovingAverage(Flat(run.average), run.weights, run.decay or 0.0)
+    run.path = run.potential.step_path = StepPath(run.potential, _outputs(run), run.steps, run.compile, quiet=not run.fabric.is_global_zero)
     log = run.directory / "log.jsonl"
     if resume:
         load_state(run)
@@ -82,7 +87,9 @@ def train(run: Trainer, resume: bool = False) -> dict[str, Any]:
     started, offset, since, seen = time.monotonic(), run.seconds, time.monotonic(), 0
     while run.step < run.steps:
         batch = run.loader.next()
+        run.path.begin()
         terms, loss = _update(run, batch)
+        run.path.end()
         run.step += 1
         seen += len(batch) * run.fabric.world_size
         run.seconds = offset + time.monotonic() - started
@@ -102,6 +109,8 @@ def train(run: Trainer, resume: bool = False) -> dict[str, Any]:
             _validate(run)
         if run.step % run.save_every == 0 or run.step == run.steps:
             save_state(run)
+        if run.path.due(run.step):
+            _choose_path(run)
     return {"loss": run.best, "seconds": run.seconds}
 
 
@@ -122,6 +131,18 @@ def _update(run: Trainer, batch: Batch) -> tuple[dict[str, float], float]:
     if run._moving is not None:
         run._moving.update(run.step)
     return terms, value
+
+
+def _choose_path(run: Trainer) -> None:
+    """The same for all processes, and saved at once: a run that is resumed goes on as it would have."""
+    plans = _from_all(run, run.path.plan(run.step))
+    compiled, shape, words = plans[0]
+    for _, other, _ in plans:
+        shape = shape.together(other)
+    run.path.decide(compiled, shape)
+    if run.fabric.is_global_zero:
+        say(words)
+    save_state(run)
 
 
 def _gradients(run: Trainer, loss: Tensor) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from forcewell.batch import Batch
-from forcewell.graph import neighbours
+from forcewell.graph import neighbours, places_of
 from forcewell.nn.activation import silu
 from forcewell.nn.embedding import Encoder
 from forcewell.nn.features import Features
@@ -57,7 +57,10 @@ class EGNN(Encoder):
         near = neighbours(batch, self.cutoff)
         envelope = near.mask if self.published else near.mask * cosine_cutoff(near.distances, self.cutoff)
         count = near.mask.sum(1).clamp(min=1.0) if self.published else 1.0 + envelope.sum(1)
-        pairs = Pairs(near.sender.reshape(-1), near.vectors, envelope, count)
+        place = places_of(near).place
+        receiver = torch.div(place, max(near.mask.shape[1], 1), rounding_mode="floor")
+        vectors, envelope = near.vectors.flatten(0, 1).index_select(0, place), envelope.reshape(-1).index_select(0, place)
+        pairs = Pairs(near.sender.reshape(-1)[place], receiver, vectors, envelope[:, None], count)
         x, moved = self.embed(batch), torch.zeros_like(batch.positions)
         kept = []
         for layer in self.layers:
@@ -69,16 +72,21 @@ class EGNN(Encoder):
 
 @dataclass(slots=True)
 class Pairs:
-    """What all layers share of N atoms with K neighbours each (padded places have ``envelope`` 0)."""
+    """What all layers share of E directed edges: padded, a third of the rows of all maps would be empty."""
 
-    sender: Tensor  # (N K,)
-    vectors: Tensor  # (N, K, 3) Å, from the atom to its neighbour, before anything moved
-    envelope: Tensor  # (N, K)
+    sender: Tensor  # (E,)
+    receiver: Tensor  # (E,)
+    vectors: Tensor  # (E, 3) Å, from the receiver to the sender, before anything moved
+    envelope: Tensor  # (E, 1)
     count: Tensor  # (N,) what the sum of steps is divided by
 
-    def gather(self, per_atom: Tensor) -> Tensor:
-        """(N, ...) -> (N, K, ...): the neighbours' values."""
-        return per_atom.index_select(0, self.sender).unflatten(0, self.envelope.shape)
+    def ends(self, of_senders: Tensor, of_receivers: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, ...) each -> (E, ...) each."""
+        return of_senders.index_select(0, self.sender), of_receivers.index_select(0, self.receiver)
+
+    def sum(self, per_edge: Tensor) -> Tensor:
+        """(E, C) -> (N, C): the sum over the edges that each atom receives."""
+        return per_edge.new_zeros(len(self.count), per_edge.shape[1]).index_add(0, self.receiver, per_edge)
 
 
 class MovingLayer(nn.Module):
@@ -96,21 +104,23 @@ class MovingLayer(nn.Module):
     def forward(self, x: Tensor, moved: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """x (N, C) and what the coordinates moved so far (N, 3) -> the update of each."""
         C = x.shape[1]
-        difference = pairs.gather(moved) - moved[:, None] + pairs.vectors  # (N, K, 3), to the neighbour
-        squared = (difference**2).sum(2, keepdim=True)
+        there, here = pairs.ends(moved, moved)
+        difference = there - here + pairs.vectors  # (E, 3), to the neighbour
+        squared = (difference**2).sum(1, keepdim=True)
         # The first map, applied to each of its three inputs before they meet: C/2 times less work than on pairs.
         own, other, distance = self.edge_in.weight.split([C, C, 1], dim=1)
-        mixed = linear(x, own, self.edge_in.bias)[:, None] + pairs.gather(linear(x, other)) + squared * distance[:, 0]
+        there, here = pairs.ends(linear(x, other), linear(x, own, self.edge_in.bias))
+        mixed = here + there + squared * distance[:, 0]
         messages = silu(self.edge_out(silu(mixed)))
         if self.gate is not None:
             messages = messages * torch.sigmoid(self.gate(messages))
-        messages = messages * pairs.envelope[:, :, None]
+        messages = messages * pairs.envelope
         lengths = self.step_out(silu(self.step_in(messages)))
-        lengths = (torch.tanh(lengths) if self.tanh else lengths) * pairs.envelope[:, :, None]
+        lengths = (torch.tanh(lengths) if self.tanh else lengths) * pairs.envelope
         if self.normalise:
             difference = difference / (squared.sqrt().detach() + 1e-8 if self.published else torch.sqrt(squared + SOFTENING**2))
-        step = -(difference * lengths).sum(1) / pairs.count[:, None]
-        return self.node_out(silu(self.node_in(torch.cat([x, messages.sum(1)], dim=1)))), step
+        step = -pairs.sum(difference * lengths) / pairs.count[:, None]
+        return self.node_out(silu(self.node_in(torch.cat([x, pairs.sum(messages)], dim=1)))), step
 
 
 def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from forcewell.batch import Batch
-from forcewell.graph import Neighbours, neighbours
+from forcewell.graph import neighbours, places_of
 from forcewell.nn.activation import shifted_softplus
 from forcewell.nn.embedding import Encoder
 from forcewell.nn.features import Features
@@ -46,13 +48,29 @@ class SchNet(Encoder):
     def forward(self, batch: Batch, layers: bool = False) -> Features:
         """Scalars (N, C), differentiable in ``batch.positions`` and ``batch.cell``; ``layers``: after each layer, too."""
         near = neighbours(batch, self.cutoff)
-        basis, envelope = self.basis(near.distances), cosine_cutoff(near.distances, self.cutoff) * near.mask
+        places = places_of(near)
+        # Filters depend on the distance alone, so there is one for both directions of a pair.
+        distances = near.distances.reshape(-1).index_select(0, places.place[:: places.ways])
+        basis, envelope = self.basis(distances), cosine_cutoff(distances, self.cutoff)
+        receiver = torch.div(places.place, max(near.mask.shape[1], 1), rounding_mode="floor")
+        pairs = Pairs(near.sender.reshape(-1)[places.place], receiver, places.ways, basis, envelope)
         x = self.embed(batch)
         kept = []
         for layer in self.layers:
-            x = x + layer(x, near, basis, envelope)
+            x = x + layer(x, pairs)
             kept.append(x)
         return Features(x, layers=tuple(kept) if layers else None)
+
+
+@dataclass(slots=True)
+class Pairs:
+    """What all layers share of E directed edges, ``ways`` of which at a time have one distance."""
+
+    sender: Tensor  # (E,)
+    receiver: Tensor  # (E,)
+    ways: int
+    basis: Tensor  # (E / ways, R)
+    envelope: Tensor  # (E / ways,)
 
 
 class Interaction(nn.Module):
@@ -68,11 +86,13 @@ class Interaction(nn.Module):
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
 
-    def forward(self, x: Tensor, near: Neighbours, basis: Tensor, envelope: Tensor) -> Tensor:
-        """x (N, C), basis (N, K, R), envelope (N, K) -> the update of x."""
-        weights = self.filter_out(shifted_softplus(self.filter_in(basis))) * envelope[:, :, None]
-        messages = self.spread(x).index_select(0, near.sender.reshape(-1)).unflatten(0, near.mask.shape) * weights
-        return self.output(shifted_softplus(self.gather(messages.sum(1))))
+    def forward(self, x: Tensor, pairs: Pairs) -> Tensor:
+        """x (N, C) -> its update."""
+        weights = self.filter_out(shifted_softplus(self.filter_in(pairs.basis))) * pairs.envelope[:, None]
+        spread = self.spread(x)
+        messages = spread.index_select(0, pairs.sender).unflatten(0, (len(weights), pairs.ways)) * weights[:, None]
+        summed = torch.zeros_like(spread).index_add(0, pairs.receiver, messages.flatten(0, 1))
+        return self.output(shifted_softplus(self.gather(summed)))
 
 
 def from_published(state: Mapping[str, Tensor], rows: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -14,7 +14,7 @@ from torch.nn.functional import relu
 
 from forcewell.batch import Batch
 from forcewell.errors import InputError
-from forcewell.graph import neighbours
+from forcewell.graph import neighbours, places_of
 from forcewell.nn.activation import silu
 from forcewell.nn.embedding import WANG_CLASSES, Encoder, OneHot
 from forcewell.nn.features import Features
@@ -105,8 +105,8 @@ class SE3Transformer(Encoder):
         for layer, norm in zip(self.layers, self.norms, strict=True):
             features = norm(layer(features, geometry))
             kept.append(features[:, 0])
-        (messages,) = self.last(geometry.couple(features, 1), geometry.radial)  # (N K, 1, C)
-        messages = messages[:, 0].unflatten(0, geometry.mask.shape)
+        (messages,) = self.last(geometry.couple(features, 1), geometry.radial)  # (E, 1, C)
+        messages = geometry.pad(messages[:, 0])
         own = features[:, 0] @ self.own
         if self.published:
             degree = geometry.mask.sum(1, keepdim=True)
@@ -116,35 +116,43 @@ class SE3Transformer(Encoder):
 
     def _geometry(self, batch: Batch) -> Geometry:
         near = neighbours(batch, self.cutoff)
-        directions = near.vectors / near.distances[:, :, None]
+        places = places_of(near)
+        directions = (near.vectors / near.distances[:, :, None]).flatten(0, 1).index_select(0, places.place)
         if self.truncated_gradient:
             directions = directions.detach()
-        r = near.distances.reshape(-1)
+        r = near.distances.reshape(-1).index_select(0, places.place[:: places.ways])
         bare = [torch.zeros_like(r)] * (PUBLISHED_INPUTS - 1) + [r]
         radial = torch.stack(bare, dim=1) if self.published else self.basis(r)
         return Geometry(
-            near.sender.reshape(-1),
+            near.sender.reshape(-1)[places.place],
+            # Padded places show the first edge; what they hold is masked.
+            torch.where(places.row < len(places.place), places.row, 0),
             near.mask,
             near.mask if self.published else near.mask * cosine_cutoff(near.distances, self.cutoff),
             radial,
-            self.couplings(directions.reshape(-1, 3)),
+            self.couplings(directions),
             self.couplings.paths,
         )
 
 
 @dataclass(slots=True)
 class Geometry:
-    """What all layers share, for N atoms with K neighbours each (padded places have ``mask`` 0)."""
+    """What all layers share, for N atoms with K neighbours each (padded places have ``mask`` 0) and E edges (``graph.Places``)."""
 
-    sender: Tensor  # (N K,)
+    sender: Tensor  # (E,)
+    row: Tensor  # (N K,) edge of each padded place
     mask: Tensor  # (N, K)
     envelope: Tensor  # (N, K) mask times the cutoff envelope (the mask alone in the published form)
-    radial: Tensor  # (N K, R) what the radial networks see
-    kernels: list[Tensor]  # per degree l_in: (N K, rows, 2 l_in + 1), rows being (l_out, m_out, path)
+    radial: Tensor  # (E / ways, R) what the radial networks see
+    kernels: list[Tensor]  # per degree l_in: (E, rows, 2 l_in + 1), rows being (l_out, m_out, path)
     paths: dict[tuple[int, int], list[int]]
 
+    def pad(self, values: Tensor) -> Tensor:
+        """(E, ...) -> (N, K, ...)."""
+        return values.index_select(0, self.row).unflatten(0, self.mask.shape)
+
     def couple(self, features: Tensor, outputs: int) -> list[Tensor]:
-        """Neighbours' features (N, degrees², C) -> per degree l_out < ``outputs``: (N K, 2 l_out + 1, paths C), all
+        """Neighbours' features (N, degrees², C) -> per degree l_out < ``outputs``: (E, 2 l_out + 1, paths C), all
         l_in in a row."""
         parts: list[list[Tensor]] = [[] for _ in range(outputs)]
         gathered = _by_degree(features.index_select(0, self.sender))
@@ -185,7 +193,7 @@ class RadialConvolution(nn.Module):
             self.norm_biases = nn.ParameterList(nn.Parameter(torch.zeros(P, 1, HIDDEN)) for _ in range(2))
 
     def forward(self, coupled: list[Tensor], radial: Tensor) -> list[Tensor]:
-        """Coupled features (see Geometry.couple) and radial (E, R) -> per degree l: (E, 2 l + 1, outputs[l])."""
+        """Coupled features (see Geometry.couple) and radial (E / ways, R) -> per degree l: (E, 2 l + 1, outputs[l])."""
         x = self._activate(torch.matmul(radial, self.first) + self.first_bias, 0)  # (P, E, 32)
         x = self._activate(torch.baddbmm(self.second_bias, x, self.second), 1)
         weights: dict[tuple[int, int], Tensor] = {}
@@ -195,7 +203,11 @@ class RadialConvolution(nn.Module):
         results = []
         for l_out, source in enumerate(coupled):
             mine = [weights[pair].unflatten(1, (self.outputs[l_out], -1)) for pair in sorted(weights) if pair[1] == l_out]
-            results.append(torch.bmm(source, torch.cat(mine, dim=2).mT) * self.scale[l_out])
+            # The directions of a pair share their weights: their components stand side by side in one product.
+            ways = len(source) // max(len(radial), 1)
+            pairs = source.reshape(len(radial), ways * source.shape[1], source.shape[2])
+            mixed = torch.bmm(pairs, torch.cat(mine, dim=2).mT).reshape(*source.shape[:2], self.outputs[l_out])
+            results.append(mixed * self.scale[l_out])
         return results
 
     def _activate(self, x: Tensor, which: int) -> Tensor:
@@ -227,7 +239,6 @@ class AttentionLayer(nn.Module):
 
     def forward(self, features: Tensor, geometry: Geometry) -> Tensor:
         """Features (N, degrees_in², C_in) -> (N, degrees², C / degrees)."""
-        N, K = geometry.mask.shape
         coupled = geometry.couple(features, len(self.mix))
         value = self.value(coupled, geometry.radial)
         inner = self.query[0].shape[1]
@@ -236,7 +247,7 @@ class AttentionLayer(nn.Module):
             value = [part[:, :, :inner] for part in value]
         else:
             key = self.key(coupled[: len(self.query)], geometry.radial)
-        value, key = (torch.cat(part, dim=1).unflatten(0, (N, K)).unflatten(3, (self.heads, -1)) for part in (value, key))
+        value, key = (geometry.pad(torch.cat(part, dim=1)).unflatten(3, (self.heads, -1)) for part in (value, key))
         query = torch.cat([part @ matrix for part, matrix in zip(_by_degree(features), self.query, strict=True)], dim=1)
         size = query.shape[1] * query.shape[2]
         logits = torch.einsum("nkmhc,nmhc->nkh", key, query.unflatten(2, (self.heads, -1))) / math.sqrt(size)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from forcewell.graph import Neighbours
+from forcewell.graph import Neighbours, places_of, reverse_edges
 
 
 @dataclass(slots=True)
 class Edges:
-    """The E directed edges c -> a of a batch (a receives), ordered by receiver.
+    """The E directed edges c -> a of a batch (a receives), ordered by receiver but for batches that bring theirs.
 
     Two layouts of one thing. Dense maps of edge features run on the flat E rows: padding to the largest number K of
     neighbours would cost 1.4 times as much for aspirin and more in mixed batches. A sum over the other edges into the
@@ -54,48 +54,24 @@ def edges_of(near: Neighbours) -> Edges:
     """The flat and padded layouts of a padded neighbour list; differentiable in its vectors and distances."""
     N, K = near.mask.shape
     if near.fixed:
-        # Padded places count as edges: beyond the cutoff, so their weights are zero. Their number never changes.
-        place = row = torch.arange(N * K, device=near.sender.device)
-        reverse = _reverse_places(near)
-        return Edges(
-            near.sender.reshape(-1), place // K, reverse, near.distances.reshape(-1), near.vectors / near.distances[:, :, None], place, row
-        )
+        # Their number never changes: padded places count as edges, or edges are added, beyond the cutoff, so their weights are zero.
+        places = places_of(near)
+        return _edges(near, places.place, places.row, places.reverse)
     place = near.mask.reshape(-1).nonzero()[:, 0]
     row = torch.full((N * K,), len(place), device=place.device)
     row[place] = torch.arange(len(place), device=place.device)
-    sender = near.sender.reshape(-1)[place]
-    receiver = torch.div(place, max(K, 1), rounding_mode="floor")
     images = None if near.images is None else near.images.reshape(-1, 3)[place].long()
+    receiver = torch.div(place, max(K, 1), rounding_mode="floor")
+    return _edges(near, place, row, reverse_edges(near.sender.reshape(-1)[place], receiver, images, N))
+
+
+def _edges(near: Neighbours, place: Tensor, row: Tensor, reverse: Tensor) -> Edges:
     return Edges(
-        sender,
-        receiver,
-        reverse_edges(sender, receiver, images, N),
+        near.sender.reshape(-1)[place],
+        torch.div(place, max(near.mask.shape[1], 1), rounding_mode="floor"),
+        reverse,
         near.distances.reshape(-1).index_select(0, place),
         near.vectors / near.distances[:, :, None],
         place,
         row,
     )
-
-
-def _reverse_places(near: Neighbours) -> Tensor:
-    """(N K,) for every place c -> a the place of a -> c in the list of c; a padded place itself."""
-    N, K = near.mask.shape
-    sender, places = near.sender.reshape(-1), torch.arange(N * K, device=near.sender.device)
-    back = (near.sender[sender] == (places // K)[:, None]) & (near.mask[sender] > 0)  # (N K, K)
-    if near.images is not None:
-        back = back & (near.images[sender] == -near.images.reshape(-1, 1, 3)).all(2)
-    return torch.where(near.mask.reshape(-1) > 0, sender * K + back.long().argmax(1), places)
-
-
-def reverse_edges(sender: Tensor, receiver: Tensor, images: Tensor | None, atoms: int) -> Tensor:
-    """(E,) for every edge c -> a the index of a -> c, whose lattice shift is the opposite one; ``images`` (E, 3)."""
-    forward, backward = receiver * atoms + sender, sender * atoms + receiver
-    if images is not None and len(images):
-        reach = int(images.abs().max())
-        base = torch.tensor([(2 * reach + 1) ** 2, 2 * reach + 1, 1], device=images.device)
-        code = (images * base).sum(1)  # in -span ... span, and odd: the opposite shift has the opposite code
-        width = (2 * reach + 1) ** 3
-        forward, backward = forward * width + code, backward * width - code
-    reverse = torch.empty_like(sender)
-    reverse[backward.argsort()] = forward.argsort()
-    return reverse

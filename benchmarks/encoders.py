@@ -1,0 +1,104 @@
+"""A training step on forces of the encoders without kernels of their own: PyTorch beside the compiled step, in turns in one process.
+
+Usage: .venv/bin/python benchmarks/encoders.py ENCODER [--size small|full] [--threads 1] [--rounds 5] [--plain]
+Sizes: small is that of the recipes for two cores (wang-...-small, gao-forcefield-small), full the published one. 16 QM7-X molecules.
+CPU milliseconds, the least of the rounds. Compiling takes minutes, and PyTorch keeps what it compiled: set TORCHINDUCTOR_CACHE_DIR to an
+empty folder to have it measured. --plain: PyTorch alone.
+"""
+
+import argparse
+import resource
+import time
+from importlib import resources
+
+import numpy as np
+import torch
+from step import least
+from torch.autograd.graph import saved_tensors_hooks
+
+from forcewell.batch import Batch
+from forcewell.potential import Potential
+from forcewell.process import keep_memory
+from forcewell.store import open_data
+from forcewell.traced import CompiledStep, lists_of
+
+SMALL = {
+    "schnet": {"channels": 64, "layers": 3},
+    "egnn": {"channels": 64, "layers": 3},
+    "se3-transformer": {"channels": 32, "layers": 2, "degrees": 2},
+    "gemnet-t": {"channels": 32, "layers": 2},
+}
+
+
+def cpu_seconds() -> float:
+    """Of this process and its children that have ended."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def main() -> None:
+    """Prints one line for each path."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("encoder", choices=SMALL)
+    parser.add_argument("--size", choices=("small", "full"), default="small")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--plain", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    keep_memory()
+    torch.manual_seed(0)
+    potential = Potential({"encoder": {"name": given.encoder, **(SMALL[given.encoder] if given.size == "small" else {})}})
+    with resources.as_file(resources.files("forcewell.bundled")) as folder:
+        mixed = open_data(folder / "qm7x_hand.npz")
+    batch = Batch.from_block(mixed.block(np.random.default_rng(0).permutation(len(mixed))[:16]))
+    if given.encoder == "gemnet-t":
+        potential.encoder.fit_scales(batch)  # type: ignore[operator]
+    lists = lists_of(batch, potential.cutoff)
+    shape = lists.shape.with_room()
+    compiled = CompiledStep(potential, shape, {"forces": True})
+    parameters = list(potential.parameters())
+
+    def plain() -> list[torch.Tensor]:
+        forces = potential(batch, create_graph=True).forces
+        return [forces, *backward(forces)]
+
+    def fast() -> list[torch.Tensor]:
+        forces = compiled(batch, lists_of(batch, potential.cutoff))["forces"]
+        return [forces, *backward(forces)]
+
+    def backward(forces: torch.Tensor | None) -> list[torch.Tensor]:
+        assert forces is not None
+        found = torch.autograd.grad(((forces - batch.targets.forces) ** 2).mean(), parameters, allow_unused=True)
+        return [torch.cat([part.reshape(-1) for part in found if part is not None])]
+
+    size = f"{given.encoder}, {given.size}: {sum(p.numel() for p in parameters):,} parameters, {given.threads} thread(s)"
+    print(f"{size}; {tuple(lists.shape)} atoms, molecules, neighbours, edges, padded to {tuple(shape)}", flush=True)
+    with torch.no_grad():
+        (energy_and_forces,) = least([lambda: potential(batch)], given.rounds)
+    if given.plain:
+        (slow,) = least([plain], given.rounds)
+        print(f"energy + forces {energy_and_forces:.1f} ms, training step {slow:.1f} ms", flush=True)
+        return
+    began, used = time.monotonic(), cpu_seconds()
+    found = fast()
+    print(f"compiled in {time.monotonic() - began:.0f} s, {cpu_seconds() - used:.0f} s of CPU time", flush=True)
+    errors = [float((a - b).detach().abs().max() / b.detach().abs().max()) for a, b in zip(found, plain(), strict=True)]
+    print(f"differences: forces {errors[0]:.1e}, gradients {errors[1]:.1e} of the largest")
+    kept = []
+    for function in (plain, fast):
+        seen: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, seen: dict[int, int] = seen) -> torch.Tensor:
+            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            function()
+        kept.append(sum(seen.values()) / 1e6)
+    slow, quick = least([plain, fast], given.rounds)
+    print(f"training step: PyTorch {slow:.1f} ms, compiled {quick:.1f} ms, {slow / quick:.2f} times as fast")
+    print(f"energy + forces by PyTorch {energy_and_forces:.1f} ms; kept for backward: PyTorch {kept[0]:.0f} MB, compiled {kept[1]:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
