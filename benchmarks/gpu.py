@@ -23,6 +23,7 @@ from forcewell.batch import Batch
 from forcewell.captured import CapturedSteps
 from forcewell.potential import Potential
 from forcewell.system import System
+from forcewell.traced import StepPath
 
 LANGEVIN: dict[str, Any] = {"timestep": 0.5, "temperature": 300.0, "friction": 0.01}
 CALL = 10  # steps between looks, as in simulations
@@ -82,9 +83,14 @@ def md_step(potential: Potential, systems: list[System], steps: int, captured: b
     return seconds(lambda: many(moving, CALL), potential.device, max(steps // CALL, 1)) / CALL
 
 
-def training_step(potential: Potential, systems: list[System], steps: int) -> float:
-    """Seconds of forces, loss, gradients and AdamW."""
+def training_step(potential: Potential, systems: list[System], steps: int, captured: bool) -> float:
+    """Seconds of forces, loss, gradients and AdamW, neighbours included."""
     batch = Batch.from_systems(systems).to(potential.device)
+    if captured:
+        path = potential.step_path = StepPath(potential, {"forces": True, "noise": False, "properties": False}, 10**6)
+        potential(batch, create_graph=True)  # which shows its shape
+        if not path.decided:
+            path.decide(True, path.largest.with_room())
     optimiser = torch.optim.AdamW(potential.parameters(), lr=1e-4, fused=potential.device.type == "cuda")
 
     def step() -> None:
@@ -94,7 +100,10 @@ def training_step(potential: Potential, systems: list[System], steps: int) -> fl
         (forces**2).mean().backward()
         optimiser.step()
 
-    return seconds(step, potential.device, max(steps // 50, 1))
+    try:
+        return seconds(step, potential.device, max(steps // 50, 1))
+    finally:
+        potential.step_path = None
 
 
 def peer(systems: list[System], device: torch.device, steps: int) -> float | None:
@@ -162,7 +171,9 @@ def measure(potential: Potential, drug: System, batches: tuple[int, ...], copies
     for count in batches:
         rows[f"evaluations/s, batch of {count}"] = count / md_step(still, [drug] * count, max(given.steps // 10, 1), True)
     rows[f"MD step, {len(crowd)} atoms, us/atom"] = md_step(still, [crowd], max(given.steps // 5, 1), True) * 1e6 / len(crowd)
-    rows[f"training with forces, batch {training}, molecules/s"] = training / training_step(potential, [drug] * training, given.steps)
+    for captured in (True, False):
+        name = f"training with forces, batch {training}, {'' if captured else 'no graph, '}molecules/s"
+        rows[name] = training / training_step(potential, [drug] * training, given.steps, captured)
     return rows
 
 

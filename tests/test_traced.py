@@ -6,6 +6,7 @@ code generator, with which a single small model takes minutes. What that makes i
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,73 @@ def test_what_differs_is_not_used(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         assert relative(potential(batch, create_graph=True).forces, right) < 1e-5
         assert said in capsys.readouterr().out
         assert (path.shape is not None) == (replaced is call)
+
+
+ALL = ("equivariant-transformer", *OTHERS)
+
+
+def on_meta(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_training_step_never_waits_for_a_value(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU captures, forward and backward, on PyTorch's meta device: there no value can be read and no shape can depend on one."""
+    shapes: list[torch.Size] = []
+
+    def played(function: Any, inputs: tuple[torch.Tensor, ...], allow_unused_input: bool) -> Any:
+        assert allow_unused_input
+        given = [on_meta(tensor) for tensor in inputs]
+        step.potential = copy.deepcopy(potential).to("meta")  # its constants are no inputs
+        outputs = function(*given)
+        step.potential = potential
+        variables = [tensor for tensor in given if tensor.requires_grad]
+        assert len(variables) == len(list(potential.parameters()))
+        seeds = [torch.empty_like(part) for part in outputs]
+        found = torch.autograd.grad(outputs, variables, seeds, allow_unused=True)
+        shapes.extend(part.shape for part in found if part is not None)
+        return function
+
+    monkeypatch.setattr(traced, "has_graphs", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", played)
+    potential = small_potential(name, layers=1, electronic=True, levels=2).double()
+    batch = molecules()
+    batch.charge = torch.arange(len(batch)) - 1
+    step = CompiledStep(potential, room(batch, potential.cutoff), {"forces": True, "noise": False, "properties": False})
+    right, found = potential(batch, create_graph=True), step(batch, lists_of(batch, potential.cutoff))
+    error = relative(found["forces"], right.forces)
+    print(f"{name}: {len(shapes)} gradients, forces {error:.1e}")
+    assert error < 1e-12 and len(shapes) > 5
+
+
+def test_each_shape_is_captured_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The branch for a GPU, its graphs played by functions: larger batches get shapes of their own, until there are enough."""
+    made: list[int] = []
+
+    def played(function: Any, inputs: tuple[torch.Tensor, ...], allow_unused_input: bool) -> Any:
+        made.append(len(inputs[0]))
+        return function
+
+    monkeypatch.setattr(traced, "has_graphs", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", played)
+    monkeypatch.setattr(traced, "BUCKETS", 2)
+    potential = small_potential("equivariant-transformer", layers=1).double()
+    path = StepPath(potential, {"forces": True, "noise": False, "properties": False}, 100)
+    potential.step_path = path
+    batches = [batch_of(*names) for names in (("water",), ("methanol", "water"), ("methanol",) * 4, ("methanol",) * 9)]
+    assert not path.decided and potential(batches[0], create_graph=True).forces is not None
+    path.times = [(0.1, 0.1)] * 20
+    compiled, shape, words = path.plan(20)
+    path.decide(compiled, shape)
+    assert compiled and words == "training steps will be CUDA graphs"
+    for batch, captured in zip([*batches, *batches], [1, 2, 2, 2, 2, 2, 2, 2], strict=True):
+        found = potential(batch, create_graph=True).forces
+        with monkeypatch.context() as patch:
+            patch.setattr(potential, "step_path", None)
+            error = relative(found, potential(batch, create_graph=True).forces)
+        assert len(made) == captured and error < 1e-12
+    print(made, capsys.readouterr().out)
+    assert made[0] < made[1]
 
 
 TRAINING = {"steps": 12, "batch_size": 4, "validate_every": 6, "log_every": 2, "save_every": 3}

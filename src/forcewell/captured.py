@@ -14,16 +14,11 @@ import torch
 from torch import Tensor
 
 from forcewell.integrators import State
-from forcewell.static_batch import StaticBatch
+from forcewell.static_batch import StaticBatch, has_graphs
 
 # What a step changes; everything else in a State stays as it is.
 MOVING = ("positions", "velocities", "forces", "energy", "chain")
 WARM_UP = 3  # runs before a capture, in which libraries choose and compile their kernels
-
-
-def has_graphs(device: torch.device) -> bool:
-    """Whether work on ``device`` can be captured."""
-    return device.type == "cuda"
 
 
 def capture(function: Callable[[], None], generators: list[torch.Generator]) -> Callable[[], None]:

@@ -16,6 +16,11 @@ MOST_CANDIDATES = 2**26
 ROOM, UNIT = 1.25, 8  # neighbours that there is room for, per neighbour met; and in multiples of this
 
 
+def has_graphs(device: torch.device) -> bool:
+    """Whether work on ``device`` can be captured in a graph."""
+    return device.type == "cuda"
+
+
 @dataclass(slots=True)
 class StaticBatch(Batch):
     """A batch with room for ``capacity`` neighbours of each atom, and a neighbour search that never waits for the device.

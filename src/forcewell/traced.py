@@ -1,9 +1,13 @@
-"""Training steps through compiled graphs, for encoders without kernels of their own, in runs long enough to win the compilation back.
+"""Training steps through graphs of fixed shapes: compiled ones on the CPU, for encoders without kernels of their own, in runs long enough
+to win the compilation back; CUDA graphs on a GPU.
 
 PyTorch's compiler does not differentiate twice. So energy and forces (or noise) together are traced first, which leaves a graph of plain
 operations whose ordinary backward is the second derivative, and that graph is compiled (``torch.compile`` with Inductor, which needs a
 C++ compiler at run time). A compiled graph has fixed shapes: batches are padded to one shape with atoms, molecules and pairs that change
 neither energies nor gradients, and a batch that does not fit goes the ordinary way. So each run compiles once.
+
+On a GPU the same padded shapes are captured: starting some thousand kernels one by one takes longer than they do. To capture takes
+seconds, so a batch that fits into no shape gets one of its own, up to ``BUCKETS`` of them.
 """
 
 from __future__ import annotations
@@ -24,11 +28,13 @@ from forcewell.batch import Batch
 from forcewell.display import say
 from forcewell.graph import ListedBatch, Places, neighbours, places_of
 from forcewell.potential import Potential, Prediction
+from forcewell.static_batch import has_graphs
 
 Setting = Literal["auto", "always", "never"]
 LOOK = 20  # ordinary steps whose shapes and times decide
 FIRST = 5  # of them are not timed: libraries warm up
 ROOM = 1.1  # of the largest shape seen
+BUCKETS = 8  # shapes that are captured on a GPU at most; each keeps its activations' memory
 # Relative differences of forces and of gradients between the two paths, above which the compiled one is not used. Rounding in float32
 # gives 1e-6 to 1e-5.
 TOLERANCE = 1e-4
@@ -160,8 +166,6 @@ class CompiledStep:
         return [listed.sender, listed.mask, listed.places.place, listed.places.row, listed.places.reverse]
 
     def _compile(self, like: ListedBatch, inputs: list[Tensor]) -> Any:
-        from torch.fx.experimental.proxy_tensor import make_fx  # brings sympy
-
         names, asked = list(self.parameters), {**self.asked, "create_graph": True}
 
         def function(*tensors: Tensor) -> list[Tensor]:
@@ -170,6 +174,11 @@ class CompiledStep:
             batch = dataclasses.replace(like, **given, sender=sender, mask=mask, places=Places(place, row, reverse))
             prediction = functional_call(self.potential, dict(zip(names, parameters, strict=True)), (batch,), asked)
             return [getattr(prediction, name) for name in self.present]
+
+        if has_graphs(self.potential.device):
+            # One CUDA graph forward and one backward. The parameters' memory is what the graphs read, so none is copied.
+            return torch.cuda.make_graphed_callables(function, tuple(inputs), allow_unused_input=True)
+        from torch.fx.experimental.proxy_tensor import make_fx  # brings sympy
 
         # PyTorch knows no derivative of silu_backward.
         graph = make_fx(function, decomposition_table={torch.ops.aten.silu_backward.default: _silu_backward})(*inputs)
@@ -208,9 +217,9 @@ class StepPath:
     quiet: bool = False  # another process tells the user
     largest: Shape = field(default_factory=lambda: Shape(0, 0, 0, 0))
     decided: bool = False
-    shape: Shape | None = None  # of the compiled step, where there is one
+    shape: Shape | None = None  # of the compiled step, where there is one; of the first captured one
     times: list[tuple[float, float]] = field(default_factory=list)  # wall and CPU seconds of steps
-    _step: CompiledStep | None = None
+    _made: list[CompiledStep] = field(default_factory=list)
     _busy: bool = False
     _began: tuple[float, float] = (0.0, 0.0)
 
@@ -218,8 +227,8 @@ class StepPath:
         potential = self.potential
         usual = potential.device.type == "cpu" and potential.dtype == torch.float32 and potential.precision == "float32"
         known = str(potential.config["encoder"]["name"]) in GAINS or self.setting == "always"
-        kernels = potential.path.startswith("compiled")
-        if self.setting == "never" or not usual or not known or kernels or self.steps <= LOOK:
+        possible = has_graphs(potential.device) or (usual and known and not potential.path.startswith("compiled"))
+        if self.setting == "never" or not possible or self.steps <= LOOK:
             self.decided = True
 
     def begin(self) -> None:
@@ -237,6 +246,8 @@ class StepPath:
 
     def plan(self, step: int) -> tuple[bool, Shape, str]:
         """Whether compiling pays for the rest of the run, in which shape, and why, in a line for the user."""
+        if has_graphs(self.potential.device):
+            return True, self.largest.with_room(), "training steps will be CUDA graphs"
         timed = sorted(self.times[FIRST:] or self.times)
         wall, cpu = timed[len(timed) // 2]
         left = (self.steps - step) * wall
@@ -271,40 +282,54 @@ class StepPath:
 
     def __call__(self, batch: Batch, asked: Mapping[str, bool]) -> Prediction | None:
         """The prediction, or None for the ordinary way."""
-        if self._busy or (self.decided and self.shape is None) or bool(batch.pbc.any()) or not len(batch.numbers):
+        if self._busy or isinstance(batch, ListedBatch) or (self.decided and self.shape is None):
+            return None
+        if bool(batch.pbc.any()) or not len(batch.numbers):
             return None
         lists = lists_of(batch, self.potential.cutoff)
         if not self.decided:
             self.largest = self.largest.together(lists.shape)
             return None
-        if self.shape is None or not self.shape.holds(lists.shape) or dict(asked) != self.asked:
+        if self.shape is None or dict(asked) != self.asked:
             return None
-        if self._step is None and not self._prepare(batch, lists):
-            return None
-        assert self._step is not None
-        return Prediction(**self._step(batch, lists))
+        step = next((made for made in self._made if made.shape.holds(lists.shape)), None) or self._prepare(batch, lists)
+        return None if step is None else Prediction(**step(batch, lists))
 
-    def _prepare(self, batch: Batch, lists: Lists) -> bool:
-        """Compiles, and compares with the ordinary way; where that fails, the rest of the run goes the ordinary way."""
-        assert self.shape is not None
-        began, step = time.monotonic(), CompiledStep(self.potential, self.shape, self.asked)
-        problem = "" if _has_compiler() else "no C++ compiler"
+    def _shape_for(self, lists: Lists) -> Shape | None:
+        """Of a step to be made for these lists; None where they go the ordinary way."""
+        captured = has_graphs(self.potential.device)
+        if self.shape is None or len(self._made) >= (BUCKETS if captured else 1):
+            return None
+        if self.shape.holds(lists.shape):
+            return self.shape
+        return lists.shape.with_room() if captured else None
+
+    def _prepare(self, batch: Batch, lists: Lists) -> CompiledStep | None:
+        """Compiles or captures, and compares with the ordinary way; where that fails, the rest of the run goes the ordinary way."""
+        shape, captured = self._shape_for(lists), has_graphs(self.potential.device)
+        if shape is None:
+            return None
+        began, step = time.monotonic(), CompiledStep(self.potential, shape, self.asked)
+        problem = "" if captured or _has_compiler() else "no C++ compiler"
         self._busy = True
         try:
             error = float("inf") if problem else self._difference(step, batch, lists)
         except Exception as failure:  # whatever a compiler may come to
-            error, problem = float("inf"), f"compiling failed ({[*str(failure).strip().splitlines(), type(failure).__name__][0][:200]})"
+            failed = "capturing failed" if captured else "compiling failed"
+            error, problem = float("inf"), f"{failed} ({[*str(failure).strip().splitlines(), type(failure).__name__][0][:200]})"
         finally:
             self._busy = False
         if not error <= TOLERANCE:  # nor if it is no number
             self.shape = None
+            self._made.clear()
             self._say(
                 f"training steps by PyTorch: {problem or f'the compiled ones differ by {error:.0e}'}; results may differ in the last bits"
             )
-            return False
-        self._step = step
-        self._say(f"training steps compiled in {_clock(time.monotonic() - began)}; difference in forces and gradients {error:.0e}")
-        return True
+            return None
+        self._made.append(step)
+        how = f"{'captured' if captured else 'compiled'} in {_clock(time.monotonic() - began)}"
+        self._say(f"training steps {how}; difference in forces and gradients {error:.0e}")
+        return step
 
     def _say(self, words: str) -> None:
         if not self.quiet:
