@@ -84,7 +84,7 @@ def corpus(
     workers: int | None = None,
     retry_failed: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
-    """Make a whole data set from a recipe: about 100,000 GFN2-xTB conformations in about an hour on two cores by default.
+    """Make a whole data set from a recipe: about 100,000 GFN2-xTB conformations in 1.4 hours on two cores by default.
 
     The same command continues a campaign that was interrupted.
 
