@@ -64,9 +64,10 @@ def test_unaltered_files_pass(file: Path) -> None:
     assert found.ok, errors(found)
     json.dumps(found.as_json(), allow_nan=False)
     print([str(finding) for finding in found.findings if finding.severity == "warning"])
-    # What is warned of is so: hydrogens of QM7-X are pulled off, SPICE's bicyclic C4H4 is 0.8 eV per atom above what its elements explain.
+    # What is warned of is so: hydrogens of QM7-X are pulled off; SPICE's bicyclic C4H4 is 0.8 eV per atom above what its elements
+    # explain, and the corpus' dimers of N2, CO and H2O2 are as far off.
     warned = {finding.question for finding in found.findings if finding.severity == "warning"}
-    assert warned <= {"qm7x_hand": {"geometry"}, "spice_170": {"outliers"}}.get(file.stem, set())
+    assert warned <= {"qm7x_hand": {"geometry"}, "spice_170": {"outliers"}, "corpus": {"outliers"}}.get(file.stem, set())
 
 
 @pytest.mark.parametrize("name", ["ethanol", "qm7x", "s66x8"])

@@ -119,7 +119,7 @@ def test_forces_and_training_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
         return out.forces.detach().double(), {n: p.grad.double() for n, p in model.named_parameters() if p.grad is not None}
 
     right, right_gradients = learn(exact, batch.to(dtype=torch.float64))
-    monkeypatch.setattr(Potential, "_kernels", lambda *_: None)
+    monkeypatch.setattr(Potential, "kernels", lambda *_: None)
     monkeypatch.setattr(equivariant_transformer, "supported", lambda *_: True)
     forces, gradients = learn(potential, batch)
     error = float((forces - right).abs().max() / right.abs().max())
@@ -134,7 +134,7 @@ def test_precision_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """bfloat16 changes forces a little and energies less; TF32 is a matter of the GPU alone, and is set back."""
     batch = Batch.from_systems([System.from_atoms(ase.build.molecule("CH3CH2OH"))])
     potential = small_potential("equivariant-transformer")
-    monkeypatch.setattr(Potential, "_kernels", lambda *_: None)
+    monkeypatch.setattr(Potential, "kernels", lambda *_: None)
     found: dict[str, Any] = {}
     seen: list[tuple[str, str]] = []
     original = type(potential.encoder)._geometry

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -97,7 +98,7 @@ class Local:
         self.slots = workers
         self._free: list[ProcessPoolExecutor] = []
         self._busy: dict[Future[Result], ProcessPoolExecutor] = {}
-        self._processes: dict[ProcessPoolExecutor, Future[int]] = {}
+        self._processes: dict[ProcessPoolExecutor, BaseProcess] = {}
 
     def __enter__(self) -> Local:
         with _quietly():
@@ -106,8 +107,9 @@ class Local:
         return self
 
     def _start(self) -> ProcessPoolExecutor:
-        pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent)
-        self._processes[pool] = pool.submit(os.getpid)  # starts the process
+        pool, before = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent), set(active_children())
+        pool.submit(os.getpid)  # starts the process
+        (self._processes[pool],) = set(active_children()) - before
         return pool
 
     def submit(self, work: str, arguments: dict[str, Any]) -> Future[Result]:
@@ -128,9 +130,8 @@ class Local:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for pool, process in self._processes.items():
-            if kind is not None:  # stopped in the middle: nobody will read what they compute
-                with contextlib.suppress(Exception):
-                    os.kill(process.result(timeout=60), signal.SIGTERM)
+            if kind is not None:  # stopped in the middle: nobody will read what they compute, and some may still be starting
+                process.terminate()
             pool.shutdown(cancel_futures=True)
 
 
