@@ -84,6 +84,8 @@ def nequip(l_max: int, layers: int, cutoff: float) -> Built:
 
 def mace(irreps: str) -> Built:
     """MACE with two interactions, correlation 3, l 3."""
+    torch.serialization.add_safe_globals([slice])  # e3nn 0.4 keeps slices in a file of its own
+
     from e3nn import o3
     from mace.modules import ScaleShiftMACE, interaction_classes
 
