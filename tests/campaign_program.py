@@ -88,6 +88,8 @@ def files(out: Path) -> list[str]:
 
 
 if __name__ == "__main__":
+    # What a shell starts in the background ignores Ctrl-C, and so would this program.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.argv[1] == "everywhere":
         everywhere(Path(sys.argv[2]))
     else:
