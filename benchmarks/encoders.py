@@ -9,6 +9,7 @@ empty folder to have it measured. --plain: PyTorch alone.
 import argparse
 import resource
 import time
+from collections.abc import Callable
 from importlib import resources
 
 import numpy as np
@@ -33,6 +34,19 @@ SMALL = {
 def cpu_seconds() -> float:
     """Of this process and its children that have ended."""
     return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def megabytes_kept(function: Callable[[], object]) -> float:
+    """Memory of the tensors that a training step keeps for its backward pass, each storage once."""
+    seen: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        function()
+    return sum(seen.values()) / 1e6
 
 
 def main() -> None:
@@ -84,17 +98,7 @@ def main() -> None:
     print(f"compiled in {time.monotonic() - began:.0f} s, {cpu_seconds() - used:.0f} s of CPU time", flush=True)
     errors = [float((a - b).detach().abs().max() / b.detach().abs().max()) for a, b in zip(found, plain(), strict=True)]
     print(f"differences: forces {errors[0]:.1e}, gradients {errors[1]:.1e} of the largest")
-    kept = []
-    for function in (plain, fast):
-        seen: dict[int, int] = {}
-
-        def keep(tensor: torch.Tensor, seen: dict[int, int] = seen) -> torch.Tensor:
-            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with saved_tensors_hooks(keep, lambda tensor: tensor):
-            function()
-        kept.append(sum(seen.values()) / 1e6)
+    kept = [megabytes_kept(function) for function in (plain, fast)]
     slow, quick = least([plain, fast], given.rounds)
     print(f"training step: PyTorch {slow:.1f} ms, compiled {quick:.1f} ms, {slow / quick:.2f} times as fast")
     print(f"energy + forces by PyTorch {energy_and_forces:.1f} ms; kept for backward: PyTorch {kept[0]:.0f} MB, compiled {kept[1]:.0f} MB")
