@@ -58,11 +58,13 @@ def test_set_data() -> None:
     """One file by its name alone; one source of several; a further source at the end; several changes in order."""
     assert [entry.path for entry in load_config("quickstart", ["data=my.xyz"]).data] == ["my.xyz"]
     config = load_config("quickstart", ["data.0.weight=7", "data.1.path=other.fw"])
+    as_shipped = load_config("quickstart").data
     assert [(entry.path, entry.weight) for entry in config.data] == [
         ("bundled:qm9", 7.0),
-        ("other.fw", load_config("quickstart").data[1].weight),
+        ("other.fw", as_shipped[1].weight),
+        (as_shipped[2].path, as_shipped[2].weight),
     ]
-    assert [entry.path for entry in load_config("quickstart", ["data.2={path: third.fw}"]).data][2:] == ["third.fw"]
+    assert [entry.path for entry in load_config("quickstart", ["data.3={path: fourth.fw}"]).data][3:] == ["fourth.fw"]
     assert load_config("quickstart", ["training.steps=3", "training.steps=4"]).training.steps == 4
     assert [entry.path for entry in load_config("quickstart", ["data=[{path: a.fw}, {path: b.fw, maximum: 9}]"]).data] == ["a.fw", "b.fw"]
 
@@ -125,7 +127,7 @@ def test_data_shorthand_in_a_file(tmp_path: Path) -> None:
         (["optimiser.learning_rate=.inf"], ["optimiser.learning_rate"]),
         (["data=[]"], ["data", "at least 1"]),
         (["data=5"], ["data", "5"]),
-        (["data.7.path=x"], ["'7' is not an entry of a list of 2"]),
+        (["data.7.path=x"], ["'7' is not an entry of a list of 3"]),
         (["training.steps"], ["expected key=value"]),
         (["=3"], ["expected key=value"]),
         (["training.steps=[1"], ["not plain YAML"]),

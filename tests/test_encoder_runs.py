@@ -30,7 +30,7 @@ def test_pretrained_and_finetuned(name: str, stores: dict[str, Path], tmp_path: 
     sizes = {key: value for key, value in SMALL.items() if key in encoder_settings(name)}
     given = [f"model.encoder={name}", "model.encoder.electronic=true", "model.encoder.levels=1"]
     given += [f"model.encoder.{key}={value}" for key, value in sizes.items()]
-    given += [*SHORT, f"data.0.path={stores['qm9']}", f"data.1.path={stores['qm7x']}"]
+    given += [*SHORT, f"data=[{{path: {stores['qm9']}}}, {{path: {stores['qm7x']}}}]"]
     succeed("pretrain", "quickstart", *(word for change in given for word in ("--set", change)), "--out", tmp_path / "before")
     before, description = load_model(tmp_path / "before" / "model.safetensors")
     assert before.config["encoder"]["name"] == description["run"]["model"]["encoder"]["name"] == name

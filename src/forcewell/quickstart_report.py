@@ -26,10 +26,11 @@ from forcewell.store import Dataset, Store
 ROLES = {
     "qm9": "pre-training: minima (zero force, force denoising)",
     "qm7x": "pre-training: forces off equilibrium",
+    "corpus": "pre-training: forces off equilibrium, and zero force and force denoising at its minima",
     "ethanol": "fine-tuning: 950 frames to train on, 50 to validate on",
     "ethanol-test": "test: held-out frames; reference for bonds and h(r)",
 }
-LICENCES = {"qm9": "CC0", "qm7x": "CC BY 4.0", "ethanol": "CC0", "ethanol-test": "CC0"}
+LICENCES = {"qm9": "CC0", "qm7x": "CC BY 4.0", "corpus": "Apache-2.0", "ethanol": "CC0", "ethanol-test": "CC0"}
 SHOWN_FRAMES = 100  # of one replica, in the page's 3D view
 ARMS = {"scratch": "from scratch", "et-oreo": "pre-trained (et-oreo)"}
 
