@@ -15,6 +15,7 @@ official split. Compute-matched: each pre-training evaluates as many conformatio
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -245,7 +246,8 @@ def run_arm(arm: str, described: Arm, seed: int, size: Size, given: argparse.Nam
 
     def tune(molecule: str, count: int, rate: float) -> dict[str, Any]:
         for row in result["rows"]:
-            if (row["molecule"], row["frames"], row["rate"], row.get("labels", "forces")) == (molecule, count, rate, labels):
+            key = (row["molecule"], row["frames"], row["rate"], row["steps"], row.get("labels", "forces"))
+            if key == (molecule, count, rate, size.steps, labels):
                 return row
         result["rows"].append(finetuning(model, size, given.data, out, place, molecule, count, rate, seed, labels))
         save()
@@ -262,15 +264,23 @@ def run_arm(arm: str, described: Arm, seed: int, size: Size, given: argparse.Nam
 
 
 def table(out: Path) -> None:
-    """Test errors of all arms, the best learning rate of each by validation."""
+    """Test errors of all arms, the best learning rate of each by validation; fine-tunings of other lengths in lines of their own."""
     for file in sorted((out / "results").glob("*.json")):
         result = json.loads(file.read_text())
-        cells = []
-        for molecule in SIZES["full"].molecules:
-            for count in (50, 100, 300, 950):
-                rows = [row for row in result["rows"] if (row["molecule"], row["frames"]) == (molecule, count)]
-                cells.append(f"{min(rows, key=lambda row: row['validation'])['force_mae']:6.1f}" if rows else "     -")
-        print(f"{result['arm']:26s} {result['seed']}  " + " ".join(cells))
+        for steps in sorted({row["steps"] for row in result["rows"]}):
+            cells = []
+            for molecule in SIZES["full"].molecules:
+                for count in (50, 100, 300, 950):
+                    row = best_row(result, molecule, count, steps)
+                    cells.append(f"{row['force_mae']:6.1f}" if row else "     -")
+            print(f"{result['arm']:26s} {result['seed']} {steps:6d} steps  " + " ".join(cells))
+
+
+def best_row(result: dict[str, Any], molecule: str, count: int, steps: int) -> dict[str, Any] | None:
+    """The fine-tuning on forces that validation prefers."""
+    wanted = (molecule, count, steps, "forces")
+    rows = [row for row in result["rows"] if (row["molecule"], row["frames"], row["steps"], row.get("labels", "forces")) == wanted]
+    return min(rows, key=lambda row: row["validation"], default=None)
 
 
 def main() -> None:
@@ -283,6 +293,7 @@ def main() -> None:
     parser.add_argument("--size", choices=list(SIZES), default="small")
     parser.add_argument("--molecules", nargs="+", help="of rMD17; those of the size by default")
     parser.add_argument("--frames", nargs="+", type=int, default=[100, 950, 50, 300], help="of training")
+    parser.add_argument("--steps", type=int, help="of fine-tuning, other than the size's: are the runs converged?")
     parser.add_argument("--corpus", default="bundled:corpus", help="the store that `forcewell generate` makes, for the arms named after it")
     parser.add_argument("--stability", action="store_true", help="MD with the models of 100 and 950 frames")
     parser.add_argument("--table", action="store_true")
@@ -291,10 +302,11 @@ def main() -> None:
     keep_memory()
     if given.table:
         return table(given.out)
+    size = dataclasses.replace(SIZES[given.size], steps=given.steps or SIZES[given.size].steps)
     for seed in given.seeds:
         for arm in given.arms:
             try:
-                run_arm(arm, ARMS[arm], seed, SIZES[given.size], given)
+                run_arm(arm, ARMS[arm], seed, size, given)
             except InputError as error:
                 raise SystemExit(f"{arm}: {error}") from None
 
