@@ -82,8 +82,8 @@ def main() -> None:
 
     def backward(forces: torch.Tensor | None) -> list[torch.Tensor]:
         assert forces is not None
-        found = torch.autograd.grad(((forces - batch.targets.forces) ** 2).mean(), parameters, allow_unused=True)
-        return [torch.cat([part.reshape(-1) for part in found if part is not None])]
+        found = torch.autograd.grad(((forces - batch.targets.forces) ** 2).mean(), parameters, materialize_grads=True)
+        return [torch.cat([part.reshape(-1) for part in found])]
 
     size = f"{given.encoder}, {given.size}: {sum(p.numel() for p in parameters):,} parameters, {given.threads} thread(s)"
     print(f"{size}; {tuple(lists.shape)} atoms, molecules, neighbours, edges, padded to {tuple(shape)}", flush=True)
