@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from forcewell.batch import Batch
+from forcewell.charge_spin import charge_and_spin
 from forcewell.errors import InputError
-from forcewell.system import System, block_of
+from forcewell.system import System, block_of, initial_of
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
@@ -23,7 +24,7 @@ def calculator(potential: Any, device: str = "cpu", dtype: str = "float64", leve
 
     It works on a copy of the potential, on ``device`` and in ``dtype``. The default is float64: geometry optimisers and
     finite differences need it, and for one molecule it costs little. level: level of theory of the energies, None for the
-    model's last. ``atoms.info`` may give "charge" and "spin". Raises InputError for elements the model never saw.
+    model's last. Charge and spin are those of ``System.from_atoms``. Raises InputError for elements the model never saw.
     """
     from ase.calculators.calculator import Calculator, all_changes
 
@@ -37,7 +38,7 @@ def calculator(potential: Any, device: str = "cpu", dtype: str = "float64", leve
 
         implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 (ASE's own form)
         batch: Batch | None = None
-        state: tuple[Any, Any] | None = None  # charge and spin of the batch
+        state: dict[str, int] | None = None  # charge and spin of the batch
 
         def calculate(self, atoms: Any = None, properties: Any = ("energy",), system_changes: Any = all_changes) -> None:
             super().calculate(atoms, properties, system_changes)
@@ -57,7 +58,7 @@ def calculator(potential: Any, device: str = "cpu", dtype: str = "float64", leve
         def _prepare(self, changes: Any) -> Batch:
             """The atoms as a batch. Where they only moved (a step of MD), the last one with new positions: 0.5 ms cheaper."""
             atoms: Any = self.atoms
-            state = (atoms.info.get("charge"), atoms.info.get("spin"))
+            state = charge_and_spin(atoms.info, *initial_of(atoms), "ase.Atoms")
             if self.batch is not None and list(changes) == ["positions"] and state == self.state and np.isfinite(atoms.positions).all():
                 self.batch.positions = torch.from_numpy(atoms.positions.copy()).to(self.batch.positions)
                 return self.batch

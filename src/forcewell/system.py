@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from forcewell.charge_spin import charge_and_spin
 from forcewell.errors import InputError
 from forcewell.fields import ATOM_FIELDS, FIELDS, MOLECULE_FIELDS, REQUIRED
 
@@ -233,14 +234,13 @@ class System:
     def from_atoms(cls, atoms: ase.Atoms, level: str = "") -> System:
         """From ase.Atoms: positions, cell, pbc; energy, forces and stress where a calculator holds results.
 
-        ``atoms.info`` may give "charge" and "spin" (multiplicity). Raises InputError for impossible values.
+        Charge and spin multiplicity as ``charge_spin`` finds them: by ``atoms.info``, e.g. "charge" and "spin", and by initial
+        charges and, of a molecule, magnetic moments. Raises InputError for impossible values and statements that differ.
         """
         arrays: dict[str, Any] = {"numbers": atoms.numbers, "positions": atoms.positions}
         if atoms.pbc.any():
             arrays |= {"cell": np.asarray(atoms.cell), "pbc": atoms.pbc}
-        for name in ("charge", "spin"):
-            if name in atoms.info:
-                arrays[name] = _whole(name, atoms.info[name])
+        arrays |= charge_and_spin(atoms.info, *initial_of(atoms), "ase.Atoms")
         results = atoms.calc.results if atoms.calc is not None else {}
         for name in ("energy", "forces"):
             if name in results:
@@ -272,14 +272,9 @@ class System:
         return atoms
 
 
-def _whole(name: str, value: Any) -> int:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if not number.is_integer():
-        raise InputError(f"atoms.info[{name!r}] is {value!r}; expected a whole number")
-    return int(number)
+def initial_of(atoms: ase.Atoms) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Initial charges and magnetic moments, for ``charge_and_spin``; moments of molecules only: those of a crystal are a guess."""
+    return atoms.arrays.get("initial_charges"), None if atoms.pbc.any() else atoms.arrays.get("initial_magmoms")
 
 
 def block_of(systems: Sequence[System] | Iterable[System]) -> Block:

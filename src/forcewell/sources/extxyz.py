@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from forcewell.bonds import identify
+from forcewell.charge_spin import charge_and_spin
 from forcewell.errors import InputError
 from forcewell.fields import FIELDS
 from forcewell.sources.card import Card, Paths, check_options
 from forcewell.sources.mapping import OPTIONS, Declared, declared
 from forcewell.sources.trajectory_npz import truth
-from forcewell.system import Block, System, block_of
+from forcewell.system import Block, System, block_of, initial_of
 from forcewell.units import HARTREE
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ FRAMES = 1024  # per Block
 ENERGY_KEYS = ("REF_energy", "energy", "dft_energy", "MACE_energy")
 FORCES_KEYS = ("REF_forces", "forces", "force", "dft_forces", "MACE_forces")
 STRESS_KEYS = ("REF_stress", "stress", "MACE_stress")
-CHARGE_KEYS = ("charge", "total_charge")
-SPIN_KEYS = ("spin", "spin_multiplicity", "multiplicity", "total_spin")
 MOLECULE_KEYS = ("molecule", "molecule_id", "mol_id", "mol")
 
 CARD = Card(
@@ -39,7 +38,8 @@ CARD = Card(
     level="option level, or the key level of each frame",
     units="options energy_unit, force_unit, length_unit (default eV, eV/Å, Å; ORCA's comment-line energies are Hartree)",
     page="",
-    files=f"*.xyz or *.extxyz; energies as {', '.join(ENERGY_KEYS)}, forces as {', '.join(FORCES_KEYS)}",
+    files=f"*.xyz or *.extxyz; energies as {', '.join(ENERGY_KEYS)}, forces as {', '.join(FORCES_KEYS)}; charge as charge, total_charge, "
+    "net_charge or the sum of initial_charges; multiplicity as multiplicity, spin_multiplicity, mult, spin, total_spin, of initial_magmoms",
     options=OPTIONS,
 )
 
@@ -99,10 +99,12 @@ def _system(atoms: ase.Atoms, where: str, mapping: Declared, options: Mapping[st
     stress = _first(scalars, STRESS_KEYS, mapping.keys.get("stress"), where)
     if stress is not None and atoms.pbc.any():
         arrays["stress"] = mapping.sign("stress") * _full_stress(stress, where) * factors.energy / factors.length**3
-    for name, keys in (("charge", CHARGE_KEYS), ("spin", SPIN_KEYS), ("equilibrium", ("equilibrium",))):
-        value = _first(atoms.info, keys, mapping.keys.get(name), where)
-        if value is not None:
-            arrays[name] = _whole(value, where, name)
+    asked = {name: mapping.keys[name] for name in ("charge", "spin") if name in mapping.keys}
+    for key in asked.values():
+        _first(atoms.info, (), key, where)
+    arrays |= charge_and_spin(atoms.info, *initial_of(atoms), where, asked)
+    if (value := _first(atoms.info, ("equilibrium",), mapping.keys.get("equilibrium"), where)) is not None:
+        arrays["equilibrium"] = _whole(value, where, "equilibrium")
     if "equilibrium" in options:
         arrays["equilibrium"] = int(truth(options["equilibrium"]))
     cast = {name: np.asarray(value).astype(FIELDS[name].stored) for name, value in arrays.items()}
