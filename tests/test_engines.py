@@ -28,6 +28,7 @@ def structure(name: str, charge: int = 0, spin: int = 1, seed: int = 0) -> Syste
     """A molecule of ASE's, its atoms displaced by 0.05 Å."""
     atoms = molecule(name)
     atoms.rattle(0.05, seed=seed)
+    atoms.set_initial_magnetic_moments(None)  # which ASE has for radicals
     atoms.info |= {"charge": charge, "spin": spin}
     return System.from_atoms(atoms)
 
@@ -264,6 +265,7 @@ def test_labelling_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     frames = [molecule("H2O"), molecule("CH3"), molecule("CH3CH2OH")]
     for k, atoms in enumerate(frames):
         atoms.rattle(0.05, seed=k)
+        atoms.set_initial_magnetic_moments(None)
     write(tmp_path / "in.xyz", frames)
     command = ["generate", "label", str(tmp_path / "in.xyz"), "--engine", "gfn2", "--set", "accuracy=0.05", "--workers", "1"]
     main([*command, "--out", str(tmp_path / "out.fw")])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import math
 from pathlib import Path
 from typing import Any
 
-from forcewell.engines.base import Engine, EngineFailure, Labels, labelled
+from forcewell.engines.base import Engine, EngineFailure, Labels, atoms_of, labelled
 from forcewell.errors import InputError, nearest
 
-__all__ = ["Engine", "EngineFailure", "Labels", "engine", "labelled"]
+__all__ = ["Engine", "EngineFailure", "Labels", "atoms_of", "engine", "labelled"]
 
 FORMS = "gfn2, gfn1, pyscf:METHOD/BASIS[+d3bj|+d4], ase:MODULE.CLASS, or a Forcewell model (.safetensors)"
 MODELS = sorted(file.stem for file in Path(__file__).parents[1].joinpath("models").glob("*.safetensors"))
@@ -45,6 +46,7 @@ def _made(kind: Any, name: str, settings: dict[str, Any]) -> Engine:
             raise InputError(f"engine {name!r} has no setting {key!r}{nearest(key, known)} (it has: {', '.join(known)})")
     for key, value in settings.items():
         default = parameters[key].default if key in parameters else None
-        if isinstance(default, (bool, int, float)) and (isinstance(value, str) or isinstance(value, bool) != isinstance(default, bool)):
+        usable = isinstance(value, (bool, int, float)) and isinstance(value, bool) == isinstance(default, bool) and math.isfinite(value)
+        if isinstance(default, (bool, int, float)) and not usable:
             raise InputError(f"engine {name!r}: {key} is {value!r}; expected a value like {default!r}")
     return kind(name, **settings)

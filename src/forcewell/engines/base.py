@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from forcewell.fields import PROVENANCE
 from forcewell.system import System
 
 if TYPE_CHECKING:
+    import ase
     from ase.calculators.calculator import BaseCalculator
 
 
@@ -65,8 +67,31 @@ class Engine(ABC):
         """An ASE calculator for structures of this composition, charge and spin; it restarts from its last density.
 
         accuracy: of gfn1 and gfn2, as xtb counts it (1.0 for sampling, smaller is tighter); None for that of labels.
-        Raises InputError as ``check`` does.
+        Raises InputError as ``check`` does. What the calculator raises where it fails is an EngineFailure.
         """
+
+    def atoms(self, system: System, accuracy: float | None = None) -> ase.Atoms:
+        """The structure as this engine takes it, without labels, with ``calculator``, to be moved. Raises InputError as ``check`` does."""
+        atoms = self._atoms_of(system)
+        atoms.calc = self.calculator(system, accuracy)
+        return atoms
+
+    def _atoms_of(self, system: System) -> ase.Atoms:
+        return atoms_of(system)
+
+
+def atoms_of(system: System) -> ase.Atoms:
+    """The structure without its labels; ``info`` has its charge and spin."""
+    atoms = system.to_atoms()
+    atoms.calc = None
+    return atoms
+
+
+def check_positive(name: str, **settings: float) -> None:
+    """Raises InputError for a setting of engine ``name`` that is not a finite number above 0."""
+    for key, value in settings.items():
+        if not 0 < value < math.inf:
+            raise InputError(f"engine {name!r}: {key} is {value}; expected a number above 0")
 
 
 def check_spin(system: System) -> None:

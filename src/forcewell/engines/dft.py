@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from forcewell.engines.base import Engine, EngineFailure, Labels, check_spin, named
+from forcewell.engines.base import Engine, EngineFailure, Labels, check_positive, check_spin, named
 from forcewell.errors import InputError
 from forcewell.system import System
 from forcewell.units import BOHR, HARTREE
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ase.calculators.calculator import BaseCalculator
 
 PREFIX, DISPERSIONS = "pyscf:", ("d3bj", "d4")
+FAILURES = (np.linalg.LinAlgError, ValueError, RuntimeError, MemoryError)  # what PySCF raises of a structure; CuPy's lack of memory, too
 CYCLES, SECOND_ORDER = 100, 50  # iterations of DIIS, then of the second-order optimiser where that has not converged
 
 
@@ -47,6 +48,7 @@ class DFT(Engine):
         self.version = f"pyscf {version('pyscf')}"
         self.version += f", pyscf-dispersion {version('pyscf-dispersion')}" if self._dispersion else ""
         self.version += ", gpu4pyscf" if self._gpu else ""
+        check_positive(name, tolerance=tolerance)
         self.settings: dict[str, Any] = {"grid_level": int(grid_level), "grid_response": bool(grid_response), "tolerance": float(tolerance)}
 
     def check(self, system: System) -> None:
@@ -112,7 +114,7 @@ class DFT(Engine):
                 # By default the square root of the energy's: forces of water were off by 1.3e-4 eV/Å.
                 field.conv_tol_grad = 0.1 * self.settings["tolerance"] ** 0.5
                 field.kernel(dm0=field.make_rdm1())
-        except (np.linalg.LinAlgError, ValueError, RuntimeError) as error:
+        except FAILURES as error:
             raise EngineFailure(f"{self.level}: the SCF failed ({' '.join(str(error).split())})") from None
         if not field.converged or not np.isfinite(field.e_tot):
             raise EngineFailure(f"{self.level}: the SCF did not converge in {CYCLES} cycles, nor to second order after that")
@@ -124,10 +126,13 @@ class DFT(Engine):
         if response:
             gradient.grid_response = True
         try:
-            slope = gradient.kernel()
-        except NotImplementedError:  # of some functionals
-            gradient.grid_response = response = False
-            slope = gradient.kernel()
+            try:
+                slope = gradient.kernel()
+            except NotImplementedError:  # of some functionals
+                gradient.grid_response = response = False
+                slope = gradient.kernel()
+        except FAILURES as error:
+            raise EngineFailure(f"{self.level}: the gradient failed ({' '.join(str(error).split())})") from None
         forces = -np.asarray(slope.get() if hasattr(slope, "get") else slope) * (HARTREE / BOHR)
         if not np.isfinite(forces).all():
             raise EngineFailure(f"{self.level}: forces are not finite")

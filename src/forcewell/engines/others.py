@@ -12,30 +12,52 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from forcewell import __version__
-from forcewell.engines.base import Engine, EngineFailure, Labels, check_spin, named
+from forcewell.engines.base import Engine, EngineFailure, Labels, atoms_of, check_spin, named
+from forcewell.engines.guarded import Guarded
 from forcewell.errors import InputError
 from forcewell.system import System
 
 if TYPE_CHECKING:
+    import ase
     from ase.calculators.calculator import BaseCalculator
 
 PREFIX = "ase:"
 CHARGE, SPIN = "{charge}", "{spin}"
+
+# Which calculators take the total charge or the spin from initial charges or moments of the atoms, read in their sources; by
+# field, the keywords that stop that, with the value at which they do not.
+READING: dict[str, dict[str, dict[str, Any]]] = {
+    "ase.calculators.gaussian": {"charge": {"charge": None}, "spin": {"mult": None}},
+    "ase.calculators.mopac": {"charge": {"charge": None}, "spin": {}},
+    "tblite": {"charge": {"charge": None}, "spin": {"multiplicity": None}},
+    # A start of the SCF, which their own settings can let go elsewhere (docs/generate.md).
+    "ase.calculators.vasp": {"spin": {"ispin": 2, "magmom": None}},
+    "gpaw": {"spin": {"spinpol": True}},
+}
+HOW = {"charge": '--set charge="{charge}"', "spin": '--set mult="{spin}" (ORCA) or multiplicity="{spin}" (Psi4, CP2K)'}
+# Keywords of VASP that are counted otherwise.
+OTHERWISE = {
+    ("nelect", CHARGE): 'is a number of electrons, not a charge; give charge="{charge}", from which ASE counts the electrons',
+    ("nupdown", SPIN): "is a number of unpaired electrons, not a multiplicity; leave it out, and VASP starts from initial moments",
+}
 
 
 class AnyASE(Engine):
     """``ase:MODULE.CLASS``: a calculator class of ASE (``ase:orca.ORCA``) or of another package (``ase:mace.calculators.MACECalculator``).
 
     settings: keyword arguments of the class; where one is "{charge}" or "{spin}", each structure's total charge or spin
-    multiplicity is put in, e.g. ``charge="{charge}", mult="{spin}"`` for ORCA. Initial charges and magnetic moments are set, too,
-    on the first atom, for calculators that read those (VASP, GPAW). level: name of the level of theory to store; default: class
-    and settings. Calculators that write files do so in a temporary folder. The programs themselves are configured as ASE says.
+    multiplicity is put in, e.g. ``charge="{charge}", mult="{spin}"`` for ORCA. Those of ``READING`` are told by initial charges or
+    magnetic moments, which are put on the first atom. level: name of the level of theory to store; default: class and
+    settings. Calculators that write files do so in a temporary folder. The programs themselves are configured as ASE says.
 
-    Raises InputError where the class cannot be imported or does not take the settings.
+    Raises InputError where the class cannot be imported or does not take the settings, and for a setting that cannot be meant.
     """
 
     def __init__(self, name: str, level: str | None = None, **settings: Any) -> None:
         self.name, self.settings = name, settings
+        for key, value in settings.items():
+            if (reason := OTHERWISE.get((key.lower(), str(value)))) is not None:
+                raise InputError(f"engine {name!r}: {key} {reason}")
         self._class, module = _class_of(name)
         try:
             package = module.partition(".")[0]
@@ -53,17 +75,22 @@ class AnyASE(Engine):
 
     def check(self, system: System) -> None:
         check_spin(system)
-        told = set(map(str, self._keywords.values()))
-        for field, word, usual in (("charge", CHARGE, 0), ("spin", SPIN, 1)):
-            if int(system.get(field)) != usual and word not in told and not self._reads_atoms():
+        for field, usual in (("charge", 0), ("spin", 1)):
+            if int(system.get(field)) != usual and not self._told(field) and not self._reads(field):
                 raise InputError(
                     f"{named(system)} has {field} {int(system.get(field))}, of which engine {self.name!r} is not told; "
-                    f'name the keyword that takes it, e.g. --set {"charge" if field == "charge" else "mult"}="{word}"'
+                    f"name the keyword that takes it, e.g. {HOW[field]}"
                 )
 
-    def _reads_atoms(self) -> bool:
-        """Whether the calculator takes charge and moments from the atoms: those that ask ASE for changes of both."""
-        return self._class.__module__.startswith(("ase.calculators.vasp", "gpaw"))
+    def _told(self, field: str) -> bool:
+        """Whether a setting tells the calculator."""
+        return (CHARGE if field == "charge" else SPIN) in map(str, self._keywords.values())
+
+    def _reads(self, field: str) -> bool:
+        """Whether the calculator takes it from the atoms, these settings given."""
+        module = self._class.__module__
+        known = next((fields for name, fields in READING.items() if module == name or module.startswith(f"{name}.")), {})
+        return field in known and all(self._keywords.get(key, value) == value for key, value in known[field].items())
 
     def _make(self, charge: int, spin: int) -> BaseCalculator:
         filled = {CHARGE: charge, SPIN: spin}
@@ -84,7 +111,7 @@ class AnyASE(Engine):
             self._made[state] = self._make(*state)
         calculator = self._made[state]
         getattr(calculator, "reset", lambda: None)()  # nothing is taken over from the structure before
-        atoms = self._atoms(system)
+        atoms = self._atoms_of(system)
         atoms.calc = calculator
         try:
             energy, forces = float(atoms.get_potential_energy()), np.asarray(atoms.get_forces(), dtype=np.float64)
@@ -95,18 +122,19 @@ class AnyASE(Engine):
             raise EngineFailure(f"{self.level}: energy or forces are not finite")
         return Labels(energy, forces)
 
-    def _atoms(self, system: System) -> Any:
-        atoms = system.to_atoms()
+    def _atoms_of(self, system: System) -> ase.Atoms:
+        """With what the calculator takes from the atoms, and nothing else: of initial moments, ASE's Psi4 forgets its multiplicity."""
+        atoms = atoms_of(system)
         first = np.arange(len(atoms)) == 0
-        if int(system.get("charge")):
+        if int(system.get("charge")) and self._reads("charge"):
             atoms.set_initial_charges(np.where(first, float(system.get("charge")), 0.0))
-        if int(system.get("spin")) > 1:
+        if int(system.get("spin")) > 1 and self._reads("spin"):
             atoms.set_initial_magnetic_moments(np.where(first, float(system.get("spin")) - 1.0, 0.0))
         return atoms
 
     def calculator(self, system: System, accuracy: float | None = None) -> BaseCalculator:
         self.check(system)
-        return self._make(int(system.get("charge")), int(system.get("spin")))
+        return Guarded(self._make(int(system.get("charge")), int(system.get("spin"))), self.level)  # type: ignore[return-value]
 
 
 def _class_of(name: str) -> tuple[Any, str]:
@@ -127,6 +155,9 @@ def _class_of(name: str) -> tuple[Any, str]:
             return found, place
         raise InputError(f"engine {name!r}: {place} has no ASE calculator {kind!r}")
     raise InputError(f"engine {name!r}: there is no module {module!r}, in ase.calculators or installed")
+
+
+FAILURES = (InputError, RuntimeError)  # of a model: two atoms on top of each other, say, or too little memory
 
 
 class Model(Engine):
@@ -158,7 +189,10 @@ class Model(Engine):
 
     def label(self, system: System) -> Labels:
         self.check(system)
-        found = self._potential.predict([system], level=self.settings["model_level"])
+        try:
+            found = self._potential.predict([system], level=self.settings["model_level"])
+        except FAILURES as error:
+            raise EngineFailure(f"{self.level}: {' '.join(str(error).split())}") from None
         energy, forces = float(found["energy"][0]), np.asarray(found["forces"][0], dtype=np.float64)
         if not np.isfinite(energy) or not np.isfinite(forces).all():
             raise EngineFailure(f"{self.level}: energy or forces are not finite")
@@ -168,4 +202,4 @@ class Model(Engine):
         from forcewell.ase_calculator import calculator
 
         self.check(system)
-        return calculator(self._potential, level=self.settings["model_level"])
+        return Guarded(calculator(self._potential, level=self.settings["model_level"]), self.level, FAILURES)  # type: ignore[return-value]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-from ase.calculators.calculator import BaseCalculator, CalculationFailed, PropertyNotImplementedError
+from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedError
 
+from forcewell.engines.base import EngineFailure
 from forcewell.units import BOHR, HARTREE
 
 
@@ -25,7 +26,7 @@ class TBLiteForces(BaseCalculator):
         self._place: np.ndarray | None = None
 
     def get_property(self, name: str, atoms: Any = None, allow_calculation: bool = True) -> Any:
-        """Energy [eV] or forces [eV/Å] (n, 3); the last ones where nothing has moved. Raises CalculationFailed as ``calculate``."""
+        """Energy [eV] or forces [eV/Å] (n, 3); the last ones where nothing has moved. Raises EngineFailure as ``calculate``."""
         if name not in ("energy", "free_energy", "forces"):
             raise PropertyNotImplementedError(f"{name} is not calculated here")
         if self._place is None or not np.array_equal(self._place, atoms.positions):
@@ -35,14 +36,14 @@ class TBLiteForces(BaseCalculator):
         return self.results["forces"].copy() if name == "forces" else self.results["energy"]
 
     def calculate(self, atoms: Any, properties: Any = None, system_changes: Any = None) -> None:
-        """Energy and forces of ``atoms``. Raises CalculationFailed where the SCF does not converge."""
+        """Energy and forces of ``atoms``. Raises EngineFailure where the SCF does not converge."""
         self._place = None
-        self._made.update(atoms.positions / BOHR)
         try:
+            self._made.update(atoms.positions / BOHR)
             self._density = self._made.singlepoint(self._density)
         except RuntimeError as error:
             self._density = None  # of a failed cycle, which would spoil the next one
-            raise CalculationFailed(" ".join(str(error).split())) from None
+            raise EngineFailure(" ".join(str(error).split())) from None
         forces = -np.asarray(self._density.get("gradient")) * (HARTREE / BOHR)
         self.results = {"energy": float(self._density.get("energy")) * HARTREE, "forces": forces}
         self._place = atoms.positions.copy()

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from forcewell.engines.base import Engine, EngineFailure, Labels, check_spin, named
+from forcewell.engines.base import Engine, EngineFailure, Labels, check_positive, check_spin, named
+from forcewell.engines.guarded import Guarded
 from forcewell.engines.tblite_calculator import TBLiteForces
 from forcewell.errors import InputError
 from forcewell.system import System
@@ -37,6 +38,7 @@ class XTB(Engine):
             import tblite.interface  # noqa: F401
         except ImportError:
             raise InputError(f"engine {name!r} needs tblite: pip install 'forcewell[qm]'") from None
+        check_positive(name, accuracy=accuracy, electronic_temperature=electronic_temperature)
         self.name, self.level = name, METHODS[name]
         self.version = f"tblite {version('tblite')}"
         self.settings: dict[str, Any] = {"accuracy": float(accuracy), "electronic_temperature": float(electronic_temperature)}
@@ -85,7 +87,7 @@ class XTB(Engine):
             made = self._calculator(system, careful=False)
             made.set("accuracy", self.settings["accuracy"] if accuracy is None else accuracy)
             return TBLiteForces(made)
-        return TBLite(
+        made = TBLite(
             method=self.level,
             charge=float(system.get("charge")),
             multiplicity=int(system.get("spin")),
@@ -93,3 +95,4 @@ class XTB(Engine):
             electronic_temperature=self.settings["electronic_temperature"],
             verbosity=0,
         )
+        return Guarded(made, self.level)  # type: ignore[return-value]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from forcewell.generate.relaxation import SAMPLING, atoms_of, moved
+from forcewell.engines import EngineFailure
+from forcewell.generate.relaxation import SAMPLING, moved
 from forcewell.generate.species import intact
 from forcewell.system import System
 from forcewell.units import ACCELERATION, thermal_energy
@@ -36,16 +37,18 @@ def molecular_dynamics(
     bonds (E, 2): where given, the trajectory ends at the first frame in which another bond graph is met, and always where the engine fails.
     Frames of the equilibration are not given. seed: of velocities and noise.
     """
-    from ase.calculators.calculator import CalculationFailed
-
     generator = np.random.default_rng(seed)
-    atoms = atoms_of(start, engine.calculator(start, SAMPLING))
+    atoms = engine.atoms(start, SAMPLING)
     inverse = ACCELERATION / atoms.get_masses()[:, None]  # Å²/fs²/eV
     spread = np.sqrt(thermal_energy(temperature) * inverse)  # Å/fs
     keep = math.exp(-friction * timestep)
     noise = math.sqrt(1 - keep**2) * spread
     positions, velocities = start.positions.copy(), spread * generator.normal(size=start.positions.shape)
-    forces, found = atoms.get_forces(), []
+    found: list[tuple[float, System]] = []
+    try:
+        forces = atoms.get_forces()
+    except EngineFailure:
+        return found
     before, apart = round(equilibration / timestep), max(1, round(spacing / timestep))
     for step in range(1, before + frames * apart + 1):
         velocities += 0.5 * timestep * inverse * forces
@@ -55,7 +58,7 @@ def molecular_dynamics(
         atoms.positions = positions
         try:
             forces = atoms.get_forces()
-        except CalculationFailed:  # a molecule that falls apart
+        except EngineFailure:  # a molecule that falls apart
             break
         velocities += 0.5 * timestep * inverse * forces
         if step > before and (step - before) % apart == 0:

@@ -7,24 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from forcewell.engines import EngineFailure
 from forcewell.generate.campaign import JobFailure
 from forcewell.system import System
 
 if TYPE_CHECKING:
-    import ase
-
     from forcewell.engines import Engine
 
 FORCE = 0.01  # eV/Å, the largest left on any atom: half of what optimisers usually stop at
 STEPS = 1000  # BFGS takes 30 to 100 for 12 to 22 atoms
 SAMPLING = 1.0  # accuracy of the calculator while a molecule moves: its forces are off by up to 6e-4 eV/Å
-
-
-def atoms_of(system: System, calculator: Any) -> ase.Atoms:
-    """The structure alone, without its labels, with this calculator."""
-    import ase
-
-    return ase.Atoms(system.numbers, system.positions, calculator=calculator)
 
 
 def moved(system: System, positions: np.ndarray) -> System:
@@ -39,14 +31,13 @@ def relax(system: System, engine: Engine, force: float = FORCE, steps: int = STE
 
     constraint: of ASE, e.g. fixed dihedrals. Raises JobFailure where that takes more than ``steps`` or the engine fails.
     """
-    from ase.calculators.calculator import CalculationFailed
     from ase.optimize import BFGS
 
-    atoms = atoms_of(system, engine.calculator(system, SAMPLING))
+    atoms = engine.atoms(system, SAMPLING)
     atoms.set_constraint(constraint)
     try:
         done = len(atoms) < 2 or BFGS(atoms, logfile=None).run(fmax=force, steps=steps)
-    except CalculationFailed as failure:
+    except EngineFailure as failure:
         raise JobFailure(f"relaxation failed: {failure}") from None
     if not done:
         raise JobFailure(f"relaxation did not reach {force} eV/Å in {steps} steps")

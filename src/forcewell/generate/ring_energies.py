@@ -13,7 +13,6 @@ from forcewell.engines import engine
 from forcewell.errors import InputError
 from forcewell.generate.campaign import JobFailure
 from forcewell.generate.enthalpy import Average, Limit, PerUnit, average, endless, per_repeat_unit
-from forcewell.generate.relaxation import atoms_of
 from forcewell.generate.ring_opening import loop, open_ring
 from forcewell.generate.species import without_stereo
 from forcewell.generate.vibrations import Modes, settle
@@ -143,7 +142,7 @@ def thermal_enthalpy(modes: Modes, energy: float, temperature: float) -> float:
 
     energies = np.abs(modes.frequencies) * invcm
     shape = "linear" if len(energies) == 3 * len(modes.minimum) - 5 else "nonlinear"
-    gas = IdealGasThermo(energies.tolist(), shape, energy, atoms_of(modes.minimum, None), symmetrynumber=1, spin=0)
+    gas = IdealGasThermo(energies.tolist(), shape, energy, modes.minimum.to_atoms(), symmetrynumber=1, spin=0)
     return float(gas.get_enthalpy(temperature, verbose=False))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -41,7 +42,8 @@ def molecule(arguments: dict[str, Any]) -> list[System]:
     frames = [frame for modes in minima for frame in job.minimum(modes)] if arguments["minima"] else []
     for temperature, count in arguments["modes"].items():
         for modes, share in zip(minima, _shares(count, len(minima)), strict=True):
-            frames += job.thermal(modes, float(temperature), share)
+            with suppress(EngineFailure):  # of the minimum itself, whose label says how high a frame is
+                frames += job.thermal(modes, float(temperature), share)
     timing = {name: arguments[name] for name in ("spacing", "timestep", "equilibration")}
     for temperature, count in arguments["dynamics"].items():
         for modes, share in zip(minima, _shares(count, len(minima)), strict=True):

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from forcewell.engines import atoms_of
 from forcewell.generate.campaign import JobFailure
-from forcewell.generate.relaxation import atoms_of, moved, relax
+from forcewell.generate.relaxation import moved, relax
 from forcewell.system import System
 from forcewell.units import ACCELERATION, thermal_energy
 
@@ -39,8 +40,8 @@ class Modes:
 
 
 def normal_modes(minimum: System, engine: Engine) -> Modes:
-    """By central differences of the forces: 6 n evaluations."""
-    masses = atoms_of(minimum, None).get_masses()
+    """By central differences of the forces: 6 n evaluations. Raises EngineFailure where one of them fails."""
+    masses = atoms_of(minimum).get_masses()
     weight = np.repeat(1 / np.sqrt(masses), 3)
     hessian = _hessian(minimum, engine) * weight[:, None] * weight
     basis = _vibrations(minimum.positions, masses)
@@ -56,7 +57,7 @@ def resting(minimum: System) -> Modes:
 
 def _hessian(system: System, engine: Engine) -> np.ndarray:
     """(3n, 3n) eV/Å², symmetric."""
-    atoms = atoms_of(system, engine.calculator(system, LABELS))
+    atoms = engine.atoms(system, LABELS)
     rows = []
     for coordinate in range(3 * len(system)):
         forces = []
@@ -83,14 +84,14 @@ def _vibrations(positions: np.ndarray, masses: np.ndarray) -> np.ndarray:
 def settle(system: System, engine: Engine) -> Modes:
     """Relaxes to a true minimum: where a mode is imaginary it is followed downhill and the structure relaxed again.
 
-    Raises JobFailure where a mode stays imaginary after ``FOLLOWED`` times.
+    Raises JobFailure where a mode stays imaginary after ``FOLLOWED`` times, and as ``relax`` and ``normal_modes`` do.
     """
     minimum = relax(system, engine)
     for attempt in range(FOLLOWED + 1):
         modes = normal_modes(minimum, engine)
         if not len(modes.frequencies) or modes.frequencies[0] > IMAGINARY:
             return modes
-        push = modes.vectors[0] / np.sqrt(atoms_of(minimum, None).get_masses())[:, None]
+        push = modes.vectors[0] / np.sqrt(atoms_of(minimum).get_masses())[:, None]
         push *= (attempt + 1) * PUSH / np.linalg.norm(push, axis=1).max()
         minimum = relax(moved(minimum, minimum.positions + push), engine, TIGHT)
     raise JobFailure(f"still a mode of {modes.frequencies[0]:.0f}i 1/cm after following it {FOLLOWED} times: no minimum found")
@@ -105,7 +106,7 @@ def sample_modes(modes: Modes, temperature: float, count: int, generator: np.ran
     frequencies = np.maximum(modes.frequencies[chosen], FLOOR)
     angular = 2 * math.pi * LIGHT * frequencies  # 1/fs
     width = np.sqrt(thermal_energy(temperature) * ACCELERATION) / angular  # Å amu^½
-    masses = atoms_of(modes.minimum, None).get_masses()
+    masses = atoms_of(modes.minimum).get_masses()
     amplitudes = generator.normal(size=(count, len(frequencies))) * width
     shifts = np.tensordot(amplitudes, modes.vectors[chosen], axes=1) / np.sqrt(masses)[:, None]
     return list(modes.minimum.positions + shifts)
