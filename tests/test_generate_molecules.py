@@ -58,6 +58,7 @@ def test_what_cannot_be_used_is_left_out_when_asked(tmp_path: Path) -> None:
         ("CC", ("--engine", "gfn3"), "unknown engine 'gfn3'"),
         ("CC", ("--modes", "300"), "--modes '300': expected TEMPERATURE:FRAMES"),
         ("CC", ("--dynamics", "500:x"), "--dynamics '500:x'"),
+        ("CC", ("--timestep", "50"), "timestep: input should be less than or equal to 5"),
         ("CC", ("--conformers", "0"), "conformers: input should be greater than or equal to 1"),
         ("CC", ("--source", "qm9"), "give either --smiles FILE or --source NAME"),
     ],
@@ -78,6 +79,6 @@ def test_a_failed_molecule_is_named_with_its_reason(tmp_path: Path) -> None:
 
 def test_tables_of_temperatures() -> None:
     assert frames_at("300:20, 1000:5", "--modes") == {300.0: 20, 1000.0: 5} and frames_at("none", "--modes") == {}
-    for text in ("-3:4", "300:-1", "300", ":"):
+    for text in ("-3:4", "300:-1", "300", ":", "nan:3", "inf:3"):
         with pytest.raises(InputError, match="expected TEMPERATURE:FRAMES"):
             frames_at(text, "--modes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from forcewell.generate.species import Species
 
 SHOWN = 10  # unusable SMILES named one by one
+SETTINGS = 'A setting of that engine, key=value, e.g. accuracy=0.01 of gfn2, or "mult={spin}" of ase:orca.ORCA; may be repeated.'
 
 
 def _help(text: str) -> Parameter:
@@ -31,6 +33,7 @@ def molecules(
     ] = None,
     source: Annotated[str | None, _help("Instead of a file: rdkit-nci, qm9, or a store or file with SMILES.")] = None,
     engine_name: Annotated[str, Parameter(name="--engine", help="gfn2, gfn1, pyscf:METHOD/BASIS, ase:MODULE.CLASS or a model.")] = "gfn2",
+    settings: Annotated[tuple[str, ...], Parameter(name="--set", negative=(), help=SETTINGS)] = (),
     sampler: Annotated[str | None, _help("Another engine that moves the molecules; no frame is then flagged as a minimum.")] = None,
     conformers: Annotated[int, _help("Different minima of each molecule at most.")] = 2,
     minima: Annotated[bool, Parameter(help="Keep the minima themselves.")] = True,
@@ -62,14 +65,17 @@ def molecules(
     Example: forcewell generate molecules --source rdkit-nci --heavy-atoms 9 --limit 100 --dimers 4 --out nci.fw
     """
     from forcewell.engines import engine
+    from forcewell.generate.label_command import parse_settings
     from forcewell.generate.planning import Sampling, chosen_from, molecule_jobs, validated
 
     sampling = validated(Sampling, {
         "conformers": conformers, "minima": minima, "modes": frames_at(modes, "--modes"), "dynamics": frames_at(dynamics, "--dynamics"),
         "spacing": spacing, "timestep": timestep, "equilibration": equilibration, "torsion_points": torsions, "dimers": dimers,
     }, "forcewell generate molecules")  # fmt: skip
-    maker = engine(engine_name)
+    maker = engine(engine_name, **parse_settings(settings))
     chosen = chosen_from(smiles, source, exclude, neutralise, elements, heavy_atoms, maker)
+    for line in chosen.assumed:
+        say(line)
     species = _usable(chosen, skip_unusable or smiles is None, limit, seed)
     say(f"{len(species)} molecules" + (f"; {chosen.excluded} left out as benchmark molecules" if chosen.excluded else ""))
     jobs = [("molecule", arguments) for arguments in molecule_jobs(species, sampling, seed)]
@@ -198,7 +204,7 @@ def frames_at(text: str, option: str) -> dict[float, int]:
             found[float(temperature)] = int(number)
         except ValueError:
             colon = ""
-        if not colon or float(temperature) <= 0 or int(number) < 0:
+        if not colon or not 0 < float(temperature) < math.inf or int(number) < 0:
             raise InputError(f"{option} {entry!r}: expected TEMPERATURE:FRAMES, e.g. 300:20,1000:20, or none")
     return found
 

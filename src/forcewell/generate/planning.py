@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import csv
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from forcewell.bonds import resolve
 from forcewell.conformers import require_rdkit
 from forcewell.errors import InputError
-from forcewell.generate.species import Species, bare, excluded_as, read_species
+from forcewell.generate.species import Species, bare, excluded_as, open_shell, read_species
 
 if TYPE_CHECKING:
     from forcewell.engines import Engine
 
 RDKIT_NCI, QM9 = "rdkit-nci", "qm9"
+LONGEST = 5.0  # fs: dynamics of any bond to hydrogen (2,500 to 4,400 1/cm) is stable up to 4.2 to 2.4, of N=N and C=O up to 4.5 and 6
+Frames = dict[Annotated[float, Field(gt=0, lt=math.inf)], Annotated[int, Field(ge=0)]]
 
 
 class Sampling(BaseModel):
@@ -36,10 +39,10 @@ class Sampling(BaseModel):
     conformers: int = Field(default=2, ge=1)
     vibrations: bool = True
     minima: bool = True
-    modes: dict[float, int] = {300: 20, 600: 20, 1000: 20}
-    dynamics: dict[float, int] = {500: 20, 1000: 20}
+    modes: Frames = {300: 20, 600: 20, 1000: 20}
+    dynamics: Frames = {500: 20, 1000: 20}
     spacing: float = Field(default=10.0, gt=0)
-    timestep: float = Field(default=0.5, gt=0)
+    timestep: float = Field(default=0.5, gt=0, le=LONGEST)
     equilibration: float = Field(default=500.0, ge=0)
     torsion_points: int = Field(default=0, ge=0)
     rotors: int = Field(default=2, ge=0)
@@ -64,11 +67,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """species: to sample. left_out: one line each for what is not, and why. excluded: how many are benchmark molecules."""
+    """species: to sample. left_out: one line each for what is not, and why. excluded: how many are benchmark molecules.
+
+    assumed: one line each for what is taken as a singlet, since nothing else was said, and is none in its ground state.
+    """
 
     species: list[Species]
     left_out: list[str]
     excluded: int
+    assumed: list[str] = field(default_factory=list)
 
 
 def read_smiles(file: Path) -> list[Request]:
@@ -128,10 +135,11 @@ def source_smiles(source: str) -> list[Request]:
     if not Path(source).exists():
         raise InputError(f"unknown source {source!r}; expected {RDKIT_NCI}, {QM9}, or a store or file with SMILES")
     dataset = open_data(source)
-    found = [smiles for smiles in dict.fromkeys(dataset.column("smiles").tolist()) if smiles]
+    spins = dataset.column("spin").tolist() if "spin" in dataset.fields else [None] * len(dataset)
+    found = [(smiles, spin) for smiles, spin in dict.fromkeys(zip(dataset.column("smiles").tolist(), spins, strict=True)) if smiles]
     if not found:
         raise InputError(f"{source} has no SMILES; give one whose molecules have them, or a file with --smiles")
-    return [Request(smiles, None, f"{source}: {smiles}") for smiles in found]
+    return [Request(smiles, spin, f"{source}: {smiles}") for smiles, spin in found]
 
 
 def _qm9() -> Iterator[str]:
@@ -181,6 +189,7 @@ def choose(
     names, seen, excluded = resolve(exclude), set(), 0
     species: list[Species] = []
     left_out: list[str] = []
+    assumed: list[str] = []
     allowed = {_number(symbol) for symbol in elements}
     for request in requests:
         if _passed_over(request.smiles, allowed, heavy_atoms):
@@ -200,7 +209,9 @@ def choose(
             excluded += 1
         else:
             species.append(one)
-    return Chosen(species, left_out, excluded)
+            if request.spin is None and open_shell(one):
+                assumed.append(f"{request.where}: {one.smiles} is taken as a singlet, which its ground state is not; say its multiplicity")
+    return Chosen(species, left_out, excluded, assumed)
 
 
 def _passed_over(smiles: str, allowed: set[int], heavy_atoms: tuple[int, int] | None) -> bool:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from forcewell.generate.campaign import JobFailure, engine_of
 from forcewell.generate.conformers import conformers
+from forcewell.generate.planning import LONGEST, Frames
 from forcewell.generate.relaxation import FORCE, relax
 from forcewell.generate.ring_opening import ENDS, Opening, chain, loop
 from forcewell.generate.sampling import Sampler
@@ -40,9 +41,9 @@ class PolymerSampling(BaseModel):
     ends: tuple[str, str] = ENDS
     starts: int = Field(default=10, ge=1)
     minima: bool = True
-    dynamics: dict[float, int] = {500: 100}
+    dynamics: Frames = {500: 100}
     spacing: float = Field(default=10.0, gt=0)
-    timestep: float = Field(default=1.0, gt=0)
+    timestep: float = Field(default=1.0, gt=0, le=LONGEST)
     equilibration: float = Field(default=1000.0, ge=0)
     largest: int | None = Field(default=None, ge=1)
 

@@ -13,7 +13,8 @@ from forcewell.engines import engine
 from forcewell.errors import InputError
 from forcewell.generate.campaign import Job, run
 from forcewell.generate.families import choose_families
-from forcewell.generate.molecules_command import campaign_settings, frames_at
+from forcewell.generate.label_command import parse_settings
+from forcewell.generate.molecules_command import SETTINGS, campaign_settings, frames_at
 from forcewell.generate.planning import validated
 from forcewell.generate.polymer_cost import LAWS, TITLES, Cost, costs, law_of
 from forcewell.generate.polymers import PolymerSampling, polymer_jobs, polymers_of
@@ -33,6 +34,7 @@ _OUT = Annotated[Path | None, _help("The store to write, e.g. gbl.fw; the campai
 _ENGINE = Annotated[
     str, Parameter("--engine", help="What relaxes, samples and labels: gfn2, gfn1, pyscf:METHOD/BASIS, ase:MODULE.CLASS, or a model.")
 ]
+_SETTINGS = Annotated[tuple[str, ...], Parameter(name="--set", negative=(), help=SETTINGS)]
 _SAMPLER = Annotated[str | None, _help("Another engine that relaxes and samples; --engine then labels alone.")]
 _SEED = Annotated[int, _help("Of all random choices.")]
 _DRY = Annotated[bool, _flag("Only say what would be done and what it would cost with each engine.")]
@@ -53,6 +55,7 @@ def polymers(
     ends: Annotated[str, _help("Their end groups, SMILES with a *: at the O (N, ...), then at the other end.")] = ",".join(ENDS),
     starts: Annotated[int, _help("Embeddings of each polymer, each with trajectories of its own.")] = 10,
     engine_name: _ENGINE = "gfn2",
+    settings: _SETTINGS = (),
     sampler: _SAMPLER = None,
     minima: Annotated[bool, _help("Relax to minima and keep them, flagged as such.")] = True,
     dynamics: Annotated[str, _help("Frames of dynamics of each start, TEMPERATURE:FRAMES separated by commas, or none.")] = "500:100",
@@ -85,13 +88,14 @@ def polymers(
     sampling = validated(PolymerSampling, {**asked, "equilibration": equilibration, "largest": largest}, "forcewell generate polymers")
     named = {monomer: monomer} if monomer is not None else {one.title: one.smiles for one in choose_families(family or "")}
     openings = [_told(title, open_ring(smiles)) for title, smiles in named.items()]
-    _campaign(openings, sampling, engine_name, sampler, seed, out, dry_run, executor, workers, retry_failed)
+    _campaign(openings, sampling, engine_name, settings, sampler, seed, out, dry_run, executor, workers, retry_failed)
 
 
 def poly24(
     *,
     out: _OUT = None,
     engine_name: _ENGINE = "gfn2",
+    settings: _SETTINGS = (),
     sampler: _SAMPLER = None,
     seed: _SEED = 0,
     dry_run: _DRY = False,
@@ -108,7 +112,7 @@ def poly24(
     Example: forcewell generate poly24 --executor parsl:cluster.yaml --out poly24.fw
     """
     openings = [_told(one.title, open_ring(one.smiles)) for one in choose_families("all")]
-    _campaign(openings, PolymerSampling(), engine_name, sampler, seed, out, dry_run, executor, workers, retry_failed)
+    _campaign(openings, PolymerSampling(), engine_name, settings, sampler, seed, out, dry_run, executor, workers, retry_failed)
 
 
 def _told(title: str, opening: Opening) -> Opening:
@@ -117,13 +121,13 @@ def _told(title: str, opening: Opening) -> Opening:
 
 
 def _campaign(
-    openings: Sequence[Opening], sampling: PolymerSampling, engine_name: str, sampler: str | None, seed: int, out: Path | None,
-    dry_run: bool, executor: str, workers: int | None, retry_failed: bool,
+    openings: Sequence[Opening], sampling: PolymerSampling, engine_name: str, settings: tuple[str, ...], sampler: str | None, seed: int,
+    out: Path | None, dry_run: bool, executor: str, workers: int | None, retry_failed: bool,
 ) -> None:  # fmt: skip
     found = polymers_of(openings, sampling)
     if not found:
         raise InputError("there is no polymer to sample: neither --loops nor --chains gives any of at most --largest atoms")
-    maker = engine(engine_name)
+    maker = engine(engine_name, **parse_settings(settings))
     for one in found:
         maker.check(bare(read_species(one.smiles)))
     jobs = [Job("polymer", arguments) for arguments in polymer_jobs(found, sampling, seed)]

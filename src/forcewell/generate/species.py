@@ -15,6 +15,8 @@ from forcewell.system import System
 # In units of the sum of covalent radii. Hot bonds of H, C, N, O stay below the first (at 1000 K, none of 384 MD frames of
 # 24 molecules reached it); atoms that are not bonded come closer than the second only where a proton has moved.
 STRETCHED, TOUCHING = 1.45, 1.25
+# Atoms that are singlets: noble gases, alkaline earths, zinc's group, Pd and Yb.
+CLOSED_ATOMS = {2, 10, 18, 36, 54, 86, 4, 12, 20, 38, 56, 88, 30, 48, 80, 46, 70}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,13 @@ def read_species(smiles: str, spin: int | None = None, neutralise: bool = False)
         raise InputError(f"{shown} has {electrons} electrons, which spin multiplicity {spin} does not fit")
     bonds = np.array(sorted(sorted((b.GetBeginAtomIdx(), b.GetEndAtomIdx())) for b in molecule.GetBonds()), dtype=np.int64).reshape(-1, 2)
     return Species(canonical, without_stereo(canonical), numbers, charges, bonds, spin)
+
+
+def open_shell(species: Species) -> bool:
+    """Whether the ground state is known to have unpaired electrons though the SMILES shows none: O2, S2, SO and most single atoms."""
+    if len(species.numbers) == 1:
+        return not species.charge and int(species.numbers[0]) not in CLOSED_ATOMS
+    return species.smiles in ("O=O", "S=S", "O=S")
 
 
 def bare(species: Species, positions: np.ndarray | None = None) -> System:
