@@ -73,7 +73,7 @@ def test_what_atoms_state(tmp_path: Path, atoms: ase.Atoms, charge: int, spin: i
         (oxygen(charge=1, total_charge=0), "charge=1 and total_charge=0 contradict each other"),
         (oxygen([0.3, 0.3]), "initial charges add up to 0.600; expected a whole number, or the key charge"),
         (oxygen(moments=[0.6, 0.6]), "initial magnetic moments add up to 1.200"),
-        (oxygen(spin=0), r"spin is 0; expected a whole number, the multiplicity 2S \+ 1"),
+        (oxygen(spin=0), r"spin is 0; expected a whole number from 1 to 255, the multiplicity 2S \+ 1"),
         (oxygen(charge=200), "charge is 200; expected a whole number"),
     ],
 )

@@ -183,9 +183,9 @@ def test_atoms_and_back() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("charge", 200, "charge holds 200 to 200, beyond what is possible"),
-        ("spin", -1, "spin holds -1 to -1"),
-        ("charge", 0.5, r"atoms.info\['charge'\] is 0.5; expected a whole number"),
+        ("charge", 200, "charge is 200; expected a whole number from -128 to 127"),
+        ("spin", -1, "spin is -1; expected a whole number from 1 to 255"),
+        ("charge", 0.5, r"charge is 0.5; expected a whole number"),
         ("charge", "none", "expected a whole number"),
         ("spin", None, "expected a whole number"),
         ("numbers", [300, 1, 1], "numbers holds 1 to 300"),

@@ -56,7 +56,7 @@ def _of_keys(info: Mapping[str, Any], where: str, field: str) -> tuple[str, int]
 
 
 def _same(info: Mapping[str, Any], names: tuple[str, ...], where: str, field: str) -> tuple[str, int] | None:
-    stated = [(str(key), value) for key, value in info.items() if value is not None and _plain(key) in names]
+    stated = [(str(key), value) for key, value in info.items() if _plain(key) in names]
     values = [(key, _whole(value, where, key, field)) for key, value in stated]
     if len({value for _, value in values}) > 1:
         told = " and ".join(f"{key}={value}" for key, value in values)
@@ -74,9 +74,10 @@ def _whole(value: Any, where: str, key: str, field: str) -> int:
     except (TypeError, ValueError):
         number = float("nan")
     limits = np.iinfo(FIELDS[field].stored)
-    if not abs(number - np.round(number)) <= WHOLE or not limits.min <= number <= limits.max or (field == "spin" and number < 0.5):
+    least, most = 1 if field == "spin" else int(limits.min), int(limits.max)
+    if not abs(number - np.round(number)) <= WHOLE or not least <= round(number) <= most:
         meant = "" if field == "charge" else ", the multiplicity 2S + 1 (1 for a singlet)"
-        raise InputError(f"{where}: {key} is {value}; expected a whole number{meant}")
+        raise InputError(f"{where}: {key} is {value}; expected a whole number from {least} to {most}{meant}")
     return round(number)
 
 
