@@ -2,17 +2,15 @@
 
 from setuptools import Extension, setup
 
-SOURCES = ["equivariant_transformer", "portable", "avx2", "avx512"]
+HEADERS = ["dynamics", "layers", "linear", "machine", "matrix", "model", "numbers", "passes", "reverse", "samples", "tape", "tiles", "variant"]
+SOURCES = ["equivariant_transformer", "portable", "avx2", "avx512", "amx"]
 
 setup(
     ext_modules=[
         Extension(
             "forcewell._kernels",
             sources=[f"src/forcewell/kernels/{name}.cpp" for name in SOURCES],
-            depends=[
-                f"src/forcewell/kernels/{name}.h"
-                for name in ("dynamics", "layers", "matrix", "model", "numbers", "passes", "reverse", "tape", "variant")
-            ],
+            depends=[f"src/forcewell/kernels/{name}.h" for name in HEADERS],
             extra_compile_args=["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math"],
             language="c++",
             optional=True,

@@ -94,7 +94,7 @@ static void own_messages_back(const Weights& w, const Layer& f, Tape& t, LayerTa
             const Dual g = get<true>(t.filter_bar, c) * silu(get<true>(own, c)).slope;
             store(t.filter_bar.d + c, g.d);
         }
-        outer(1, 4 * C, s.radial, t.filter_bar.d, 4 * C, w.own_basis, s.radial, f.filters.gw);
+        products::outer(1, 4 * C, s.radial, t.filter_bar, 4 * C, {w.own_basis, 0}, s.radial, f.filters.gw);
         for (long c = 0; c < 4 * C; c += VL) store(f.filters.gb + c, load(f.filters.gb + c) + load(t.filter_bar.d + c));
     }
 }
