@@ -153,6 +153,11 @@ static inline void close(const Rows& r, float* C, long ldc) {
 
 static const float zeros[SIDE] = {};
 
+// Fetches 16 columns of C to be written, which are far apart.
+static inline void fetch(const Rows& r, const float* C, long ldc) {
+    for (long m = 0; m < r.count; m++) __builtin_prefetch(C + m * ldc, 1);
+}
+
 // B's blocks of `depth` times 32 summed indices; from one 16 columns to the next `strip` numbers.
 template <class S>
 struct Blocks {
@@ -177,6 +182,7 @@ static void multiply(Scratch& s, const Rows& r, long N, const Blocks<float>& B, 
     for (int p = 0; p < SIDE; p++) split(B.from, s.right, p);
     __asm__ volatile("" : : : "memory");
     for (long n = 0; n < N; n += SIDE) {
+        fetch(r, C + n + 2 * SIDE, ldc);
         open<tiles>(r, more ? C + n : bias ? bias + n : zeros, ldc, !more);
         strip<tiles>(s, B, n / SIDE, n + SIDE >= N);
         close<tiles>(r, C + n, ldc);
@@ -187,6 +193,7 @@ template <int tiles, bool both>
 static inline void strip(Scratch& s, const Rows& r, const Blocks<Half>& B, const float* bias, bool more, float* C, long ldc) {
     const float *from = more ? C : bias ? bias : zeros, *second = from + (more || bias ? SIDE : 0);
     const long bytes = more ? ldc * 4 : 0, down = tiles > 1 ? r.start(1) * ldc : 0;
+    fetch(r, C + 2 * SIDE, ldc), fetch(r, C + 3 * SIDE, ldc);
     load_0(from, bytes);
     if (tiles > 1) load_1(more ? from + down : from, bytes);
     if (both) load_2(second, bytes);
