@@ -53,7 +53,7 @@ struct LayerTape {
     Array qkv;               // (N, 5C) query, key, three values
     Array logits;            // (P, heads_row(2H)): i <- j, then j <- i
     Array own_logits;        // (N, heads_row(H)) of each atom to itself
-    Array filter;            // (P, 4C) before SiLU
+    Array filter;            // (P, 4C) before SiLU; only for training
     Array summed;            // (N, C) scalar messages
     Array out;               // (N, 3C)
     Array vectors;           // (N, 3, C) after the layer
