@@ -2,10 +2,6 @@
 // With TILES, matrix products are by AMX tiles.
 
 #include <sched.h>
-#if defined(TILES)
-#include <immintrin.h>
-#include <stdlib.h>
-#endif
 
 #include "model.h"
 
