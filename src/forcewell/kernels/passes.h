@@ -80,12 +80,11 @@ static void displace(const Weights& w, Tape& t, const float* displacement) {
     }
 }
 
-// Filters before SiLU of a block of pairs. Where nothing is to be trained they are computed once more for the reverse pass, which takes
-// less time than to write and read them: they are most of a tape.
+// Filters before SiLU of a block of pairs, computed or as they were kept.
 template <bool D>
 static inline Array block_filters(const Sizes& s, const Layer& f, Tape& t, LayerTape& l, long p, bool compute) {
     const long count = t.pairs - p < BLOCK ? t.pairs - p : BLOCK;
-    const Array filter = t.train ? l.filter.at(p * 4 * s.channels) : t.filter_bar;
+    const Array filter = keeps_filters(t.train, s) ? l.filter.at(p * 4 * s.channels) : t.filter_bar;
     if (compute) apply<D>(f.filters, count, t.basis.at(p * s.radial), s.radial, filter);
     return filter;
 }

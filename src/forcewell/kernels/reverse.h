@@ -29,7 +29,7 @@ static void messages_back(const Sizes& s, const Layer& f, Tape& t, LayerTape& l,
     Num<D> u[3], back[3];
     for (long p = 0; p < P; p++) {
         const long i = t.first[p], j = t.second[p], at = p * heads_row(2 * H), place = p % BLOCK;
-        const Array filter = block_filters<D>(s, f, t, l, p - place, !place && !t.train);
+        const Array filter = block_filters<D>(s, f, t, l, p - place, !place && !keeps_filters(t.train, s));
         r.filters_bar = t.filter_bar.at(place * 4 * C);
         r.envelope_bar = vf{};
         for (int k = 0; k < 3; k++) r.direction_bar[k] = vf{};

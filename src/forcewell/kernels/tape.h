@@ -16,13 +16,13 @@ struct Arena {
     }
 };
 
-// Every array of a layer with its numbers per atom, or per pair. `below`: is there a layer before it? `train`: are filters kept?
+// Every array of a layer with its numbers per atom, or per pair. `below`: is there a layer before it?
 template <class Atoms, class Pairs>
 void walk(LayerTape& l, const Sizes& s, bool below, bool train, Atoms atoms, Pairs pairs) {
     const long C = s.channels;
     atoms(l.xhat, C), atoms(l.rstd, 1), atoms(l.qkv, 5 * C), atoms(l.own_logits, heads_row(s.heads)), atoms(l.summed, C), atoms(l.out, 3 * C);
     atoms(l.vectors, 3 * C), atoms(l.mapped, below ? 9 * C : 0);
-    pairs(l.logits, heads_row(2 * s.heads)), pairs(l.filter, train ? 4 * C : 0);
+    pairs(l.logits, heads_row(2 * s.heads)), pairs(l.filter, keeps_filters(train, s) ? 4 * C : 0);
 }
 
 template <class Atoms>
