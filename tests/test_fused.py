@@ -110,7 +110,7 @@ def test_equal_to_pytorch(
     exact = in_float64(potential)
     if not use(potential, lanes):
         assert lanes > 4
-        pytest.skip(f"no vectors of {lanes} floats on this processor for these sizes")
+        pytest.skip(f"instructions {lanes} are not of this processor, or not for these sizes")
     generator = torch.Generator().manual_seed(2)
     towards, weights = torch.randn(len(batch.numbers), 3, generator=generator), torch.randn(len(batch), generator=generator)
 
