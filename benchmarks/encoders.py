@@ -1,6 +1,6 @@
 """A training step on forces of the encoders without kernels of their own: PyTorch beside the compiled step, in turns in one process.
 
-Usage: .venv/bin/python benchmarks/encoders.py ENCODER [--size small|full] [--threads 1] [--rounds 5] [--plain]
+Usage: .venv/bin/python benchmarks/encoders.py ENCODER [--size small|full] [--layers 1] [--threads 1] [--rounds 5] [--plain]
 Sizes: small is that of the recipes for two cores (wang-...-small, gao-forcefield-small), full the published one. 16 QM7-X molecules.
 CPU milliseconds, the least of the rounds. Compiling takes minutes, and PyTorch keeps what it compiled: set TORCHINDUCTOR_CACHE_DIR to an
 empty folder to have it measured. --plain: PyTorch alone.
@@ -54,6 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("encoder", choices=SMALL)
     parser.add_argument("--size", choices=("small", "full"), default="small")
+    parser.add_argument("--layers", type=int, help="other than the size's: what does compiling cost for each?")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--plain", action="store_true")
@@ -61,7 +62,8 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     keep_memory()
     torch.manual_seed(0)
-    potential = Potential({"encoder": {"name": given.encoder, **(SMALL[given.encoder] if given.size == "small" else {})}})
+    settings = SMALL[given.encoder] if given.size == "small" else {}
+    potential = Potential({"encoder": {"name": given.encoder, **settings, **({"layers": given.layers} if given.layers else {})}})
     with resources.as_file(resources.files("forcewell.bundled")) as folder:
         mixed = open_data(folder / "qm7x_hand.npz")
     batch = Batch.from_block(mixed.block(np.random.default_rng(0).permutation(len(mixed))[:16]))

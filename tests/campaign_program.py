@@ -23,6 +23,7 @@ class Inline:
 
     slots = 1
     lost = ()
+    broken: tuple[type[BaseException], ...] = ()
 
     def submit(self, work: str, arguments: dict[str, Any]) -> Future[executors.Result]:
         future: Future[executors.Result] = Future()

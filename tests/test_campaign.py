@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 from campaign_running import PROGRAM, TESTS, WORK, finished, start
+from tiny_runs import succeed
 
 from forcewell.errors import InputError
 from forcewell.generate import campaign, executors
@@ -195,7 +197,56 @@ def test_another_campaigns_folder(tmp_path: Path) -> None:
 )
 def test_bad_executors(name: str, workers: int | None, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        executors.make_executor(name, workers, 1)
+        executors.make_executor(name, workers)
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_refused_campaign_leaves_nothing(tmp_path: Path, existed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the executor is refused at once, or can do no job when it is asked to; a folder that was there stays as it was."""
+    from campaign_program import Inline
+
+    class Broken(Inline):
+        broken = (OSError,)
+
+        def submit(self, work: str, arguments: dict[str, Any]) -> Future[executors.Result]:
+            future: Future[executors.Result] = Future()
+            future.set_exception(OSError("no\nnodes"))
+            return future
+
+    out, jobs = tmp_path / "out.fw", [Job("water", {"seed": 0})]
+    if existed:
+        out.mkdir()
+    for options in ({"executor": "foo"}, {"workers": 0}, {"executor": "parsl:absent.yaml"}):
+        with pytest.raises(InputError):
+            campaign.run(jobs, WORK, out, {}, **options)  # type: ignore[arg-type]
+    monkeypatch.setattr(campaign, "make_executor", lambda *_: Broken())
+    with pytest.raises(InputError, match=r"cannot start its workers \(no nodes\)"):
+        campaign.run(jobs, WORK, out, {})
+    assert [path.name for path in tmp_path.rglob("*")] == ["out.fw"] * existed
+    monkeypatch.setattr(campaign, "make_executor", lambda *_: Inline())
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert campaign.run(jobs, WORK, out, {}).done == 1
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    monkeypatch.setattr(campaign, "make_executor", lambda *_: Broken())
+    with pytest.raises(InputError, match="cannot start its workers"):
+        campaign.run([*jobs, Job("water", {"seed": 1})], WORK, out, {})
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.usefixtures("inline")
+def test_what_failed_is_named_and_need_not_be_asked_for_again(tmp_path: Path) -> None:
+    (tmp_path / "fails").touch()
+    bad = [Job("water", {"seed": k, "smiles": "O" * (k + 1), "fail": str(tmp_path / "fails")}) for k in range(7)]
+    nothing = campaign.run(bad, WORK, tmp_path / "out.fw", {})
+    assert nothing.lines()[1] == "  7 failed: the file is there (O, OO, OOO, OOOO, OOOOO and 2 more, in journal.jsonl)"
+    with pytest.raises(InputError, match=r"nothing was made: 7 failed, 0 done; the file is there \(O, OO, "):
+        nothing.check()
+    rows = [line.split(maxsplit=1) for line in succeed("data", "info", tmp_path / "out.fw").splitlines() if line.strip()]
+    assert all(len(row) == 2 or len(row[0]) == 1 for row in rows), "no row is empty (the fingerprint's last letter is on a line of its own)"
+    assert rows[0][1].strip() == "0 (not finished; repeat the command that makes it)"
+    mended = campaign.run([Job("water", {"seed": 9})], WORK, tmp_path / "out.fw", {})  # they left no frames that could be strange
+    assert (mended.done, mended.failed, mended.left, mended.frames) == (1, 0, 0, 3)
+    mended.check()
 
 
 def test_keys_are_addresses_of_content() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -48,6 +49,9 @@ def test_parsl_with_a_worker_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ('provider: slurm\nworkers_per_node: 4\naccount: "a\\nrm -rf ~"', "expected one line without shell commands"),
         ("provider: slurm\nworkers_per_node: 4\nscheduler_options: [rm]", "every line must begin with #"),
         ("provider: pbs\nworkers_per_node: 4\nenvironment: {'A B': 1}", "yaml: environment is .*; expected names of variables"),
+        ("provider: local\nworkers_per_node: 4\nmax_blocks: x", "max_blocks is 'x'; expected a whole number of at least 1"),
+        ("provider: local\nworkers_per_node: 4\nmax_blocks: 0", "max_blocks is 0; expected a whole number of at least 1"),
+        ("provider: slurm\nworkers_per_node: 4", "provider slurm needs the command sbatch, which is not here"),
         ("provider: kubernetes\nworkers_per_node: 4", "Parsl refuses this provider"),
         ("provider: local\nworkers_per_node: 4\nscheduler_options: ['#x']", "provider local takes no scheduler_options"),
     ],
@@ -57,10 +61,32 @@ def test_bad_cluster_files(tmp_path: Path, text: str | None, message: str) -> No
     if text is not None:
         file.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=message) as caught:
-        executors.make_executor(f"parsl:{file}", None, 1)
+        executors.make_executor(f"parsl:{file}", None)
     print(caught.value)
 
 
+@pytest.fixture
+def schedulers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands of batch systems, of which none takes a job."""
+    (tmp_path / "bin").mkdir()
+    for name in ("sbatch", "qsub", "bsub"):
+        (tmp_path / "bin" / name).write_text("#!/bin/sh\necho no such partition >&2\nexit 1\n", encoding="utf-8")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.mark.usefixtures("schedulers")
+def test_a_scheduler_that_takes_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(campaign, "WORK", {WORK})
+    config = tmp_path / "cluster.yaml"
+    config.write_text(f"provider: slurm\nworkers_per_node: 2\naddress: 127.0.0.1\nfolder: {tmp_path}/runinfo\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"the executor cannot start its workers .*no such partition") as caught:
+        campaign.run([Job("water", {"seed": 0})], WORK, tmp_path / "out.fw", {}, executor=f"parsl:{config}")
+    print(caught.value)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out.fw").exists()
+
+
+@pytest.mark.usefixtures("schedulers")
 def test_cluster_files(tmp_path: Path) -> None:
     """What Parsl gets for each batch system: the provider, its options, a launcher for several nodes, a prepared shell."""
     from forcewell.generate.cluster import PROVIDERS, Parsl

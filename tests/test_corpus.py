@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from importlib import resources
 from pathlib import Path
@@ -16,7 +17,7 @@ from tiny_runs import refuse, succeed
 from forcewell.bonds import BENCHMARK, excluded
 from forcewell.doctor import check
 from forcewell.errors import InputError
-from forcewell.generate.card import data_card
+from forcewell.generate.card import _cost, data_card
 from forcewell.generate.corpus import Recipe, load_recipe, recipe_jobs
 from forcewell.generate.sample import sample_rows, write_sample
 from forcewell.generate.species import read_species
@@ -89,11 +90,19 @@ def test_the_shipped_recipes(tmp_path: Path) -> None:
     assert dft.engine == "pyscf:wB97X/6-31G*" and dft.sampler == "gfn2" and planned >= 550
 
 
+def test_the_card_counts_what_was_dropped(tmp_path: Path) -> None:
+    line = {"kind": "molecule", "status": "done", "frames": 3, "cpu_seconds": 1.0}
+    lines = [line | {"left_out": {"forces above 30 eV/Å": ["dimer", "dimer"]}}, line | {"left_out": {"forces above 30 eV/Å": ["dimer"]}}]
+    (tmp_path / "journal.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    assert _cost(tmp_path)[-1] == "- 3 frames dropped: forces above 30 eV/Å"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"parts": [{"kind": "molecules", "smiles": ["CCO"]}]}, "1 of the SMILES listed are of benchmark molecules"),
         ({"parts": [{"kind": "molecules", "smiles": ["CC("]}]}, "is not a SMILES"),
+        ({"parts": [{"kind": "molecules", "smiles": ["[U]"]}]}, "GFN2-xTB has no parameters for U"),
         ({"parts": [{"kind": "crystals"}]}, "parts.0"),
         ({"parts": []}, "parts"),
         ({"enginee": "gfn2"}, "enginee"),

@@ -253,6 +253,25 @@ def test_what_an_engine_does_not_have() -> None:
         print(caught.value)
 
 
+def test_what_dft_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, settings, message in (
+        ("pyscf:PBE/STO-3G", {"grid_level": 12}, "grid_level is 12; expected 0 to 9"),
+        ("pyscf:wB97X-D/STO-3G", {}, "PySCF knows no method 'wB97X-D'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            engine(name, **settings)
+    with pytest.raises(InputError, match=r"PySCF has no basis '6-31G\*\+d3' for H"):
+        engine("pyscf:PBE/6-31G*+d3").check(structure("H2O"))
+
+
+def test_a_dispersion_in_the_functionals_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "pyscf-dispersion" in engine("pyscf:wB97X-D3BJ/STO-3G").version
+    assert "pyscf-dispersion" not in engine("pyscf:wB97X/STO-3G").version
+    monkeypatch.setitem(sys.modules, "pyscf.dispersion", None)
+    with pytest.raises(InputError, match="needs pyscf-dispersion"):
+        engine("pyscf:wB97X-D3BJ/STO-3G")
+
+
 def test_heavy_elements_have_their_cores() -> None:
     """def2 bases replace iodine's 28 inner electrons; without that its energy would be of an atom with no inner shells."""
     field = dft.DFT("pyscf:HF/def2-SVP")._field(System.from_atoms(ase.Atoms("IH", [[0, 0, 0], [0, 0, 1.6]])))
@@ -291,7 +310,7 @@ def test_labelling_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     write(tmp_path / "radical.xyz", frames[1])
     with pytest.raises(SystemExit):
         main(["generate", "label", str(tmp_path / "radical.xyz"), "--engine", "gfn2", "--out", str(tmp_path / "none.fw"), "--workers", "1"])
-    assert "nothing could be labelled: CH3" in capsys.readouterr().err
+    assert "nothing could be labelled: CH3" in capsys.readouterr().err and not (tmp_path / "none.fw").exists()
 
 
 def test_provenance_is_kept_and_old_labels_go() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,8 +18,8 @@ from forcewell.generate.ring_energies import from_dynamics, from_minima, loops_i
 from forcewell.generate.ring_opening import loop, open_ring
 from forcewell.generate.species import bare, read_species, without_stereo
 from forcewell.generate.vibrations import Modes
-from forcewell.store import MemoryData
-from forcewell.system import System
+from forcewell.store import MemoryData, StoreWriter
+from forcewell.system import System, block_of
 from forcewell.units import thermal_energy
 
 MONOMER = "O=C1CCCO1"
@@ -164,10 +165,37 @@ def test_what_cannot_be_averaged(sampled: MemoryData) -> None:
     other = [dataclasses.replace(one, level="another") if len(one) > 12 else one for one in systems]
     with pytest.raises(InputError, match=r"2 levels \(another, wells\)"):
         from_dynamics(MemoryData.from_systems(other))
+    told = [dataclasses.replace(one, level="another", engine=labelled(one, Wells(), moved_by=Wells()).engine) for one in systems]
+    with pytest.raises(InputError, match="wells moved these molecules and another labelled them: energies would be of neither"):
+        from_dynamics(MemoryData.from_systems(told))
+
+
+@pytest.mark.parametrize(
+    ("campaign", "said"),
+    [
+        ({"work": "forcewell.generate.polymers:polymer", "sampler": {"engine": "gfn1"}}, "gfn1 moved these molecules and wells labelled"),
+        ({"work": "forcewell.generate.label:label", "engine": "wells"}, "does not say what moved these molecules before wells labelled"),
+        ({"work": "forcewell.generate.polymers:polymer", "sampler": None}, ""),
+    ],
+)
+def test_stores_whose_frames_do_not_say_what_moved_them(sampled: MemoryData, tmp_path: Path, campaign: dict[str, Any], said: str) -> None:
+    writer = StoreWriter(tmp_path / "old.fw", settings={"campaign": campaign})
+    for k in range(len(sampled)):
+        writer.append(block_of([sampled[k]]))
+    store = writer.finish()
+    if not said:
+        assert len(from_dynamics(store)) == 1
+        return
+    with pytest.raises(InputError, match=said):
+        from_dynamics(store)
 
 
 def test_single_points_give_energies_not_enthalpies(sampled: MemoryData) -> None:
     systems = [dataclasses.replace(sampled[k], source="loop minimum") for k in range(len(sampled))]
+    with pytest.raises(InputError, match="none of its minima is flagged"):
+        from_minima(MemoryData.from_systems(systems))
+    for one in systems:
+        one.arrays["equilibrium"] = np.int8(1)  # type: ignore[assignment]
     (found,) = from_minima(MemoryData.from_systems(systems))
     assert found.quantity == "energy" and math.isnan(found.temperature)
     lowest = {repeats: min(float(one.get("energy")) for one in systems if len(one) == 12 * repeats) for repeats in (1, 3, 4)}

@@ -64,7 +64,7 @@ def crystals() -> Batch:
 
 def use(potential: Potential, lanes: int, half: bool = False) -> bool:
     """Makes the potential use vectors of at most so many floats; False where there are no such kernels here."""
-    found = fused.width(potential.encoder, potential.head, lanes)
+    found = fused.instructions(potential.encoder, potential.head, lanes)
     if found == lanes:
         potential._fused = fused.Fused(potential.encoder, potential.head, lanes, half)  # type: ignore[arg-type]
         potential.precision = "bfloat16" if half else "float32"
@@ -97,7 +97,7 @@ def test_kernels_are_built() -> None:
     print(random_potential(**SIZES[0]).path)
 
 
-@pytest.mark.parametrize("lanes", [4, 8, 16])
+@pytest.mark.parametrize("lanes", sorted(fused.INSTRUCTIONS))
 @pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: str(sizes["channels"]))
 @pytest.mark.parametrize("kind", ["molecules", "crystals"])
 def test_equal_to_pytorch(
@@ -110,7 +110,7 @@ def test_equal_to_pytorch(
     exact = in_float64(potential)
     if not use(potential, lanes):
         assert lanes > 4
-        pytest.skip(f"no vectors of {lanes} floats on this processor for these sizes")
+        pytest.skip(f"instructions {lanes} are not of this processor, or not for these sizes")
     generator = torch.Generator().manual_seed(2)
     towards, weights = torch.randn(len(batch.numbers), 3, generator=generator), torch.randn(len(batch), generator=generator)
 
@@ -126,7 +126,7 @@ def test_equal_to_pytorch(
 
     energy, forces, gradients = learn(potential, batch)
     right_energy, right_forces, right_gradients = learn(exact, batch.to(dtype=torch.float64))
-    monkeypatch.setattr("forcewell.potential.width", lambda *_: 0)
+    monkeypatch.setattr("forcewell.potential.instructions", lambda *_: 0)
     _, plain_forces, plain = learn(random_potential(**sizes), batch)  # PyTorch in float32
     plain_error = float((plain_forces - right_forces).abs().max() / right_forces.abs().max())
     error = float((forces - right_forces).abs().max() / right_forces.abs().max())
@@ -199,7 +199,7 @@ def test_one_system_on_several_threads(kind: str, sizes: dict[str, Any], atoms: 
         assert not torch.equal(found[1], right[1])
 
 
-@pytest.mark.parametrize("lanes", [4, 8, 16])
+@pytest.mark.parametrize("lanes", sorted(fused.INSTRUCTIONS))
 def test_bfloat16_is_float32_with_rounded_weights(lanes: int, molecules: Batch) -> None:
     """To the last bit, gradients included: nothing but the weights of the encoder's linear maps is rounded."""
     molecules.condition = torch.zeros_like(molecules.condition)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from tiny_runs import refuse, succeed
 from forcewell.doctor import check
 from forcewell.errors import InputError
 from forcewell.generate.molecules_command import frames_at
+from forcewell.generate.ring_energies import loops_in
+from forcewell.generate.species import without_stereo
 from forcewell.store import Store
 
 pytest.importorskip("tblite")
@@ -60,6 +63,11 @@ def test_what_cannot_be_used_is_left_out_when_asked(tmp_path: Path) -> None:
         ("CC", ("--dynamics", "500:x"), "--dynamics '500:x'"),
         ("CC", ("--timestep", "50"), "timestep: input should be less than or equal to 5"),
         ("CC", ("--conformers", "0"), "conformers: input should be greater than or equal to 1"),
+        ("CC", ("--limit", "0"), "--limit is 0; expected 1 or more molecules"),
+        ("CC", ("--limit", "-1"), "--limit is -1; expected"),
+        ("CC", ("--executor", "foo"), "unknown executor 'foo'"),
+        ("CC", ("--spacing", "inf"), "spacing: input should be a finite number"),
+        ("CC", ("--no-minima", "--modes", "none", "--dynamics", "none"), "no frame is asked for"),
         ("CC", ("--source", "qm9"), "give either --smiles FILE or --source NAME"),
     ],
 )
@@ -74,7 +82,35 @@ def test_a_failed_molecule_is_named_with_its_reason(tmp_path: Path) -> None:
     file = written(tmp_path, "O\nC1CC[C@@H]2C[C@@H]1CC2\n")
     out = succeed("generate", "molecules", "--smiles", file, "--out", tmp_path / "mine.fw", *FEW)
     print(out)
-    assert "1 done, 1 failed" in out and "RDKit cannot embed it" in out
+    assert "1 done, 1 failed" in out and "RDKit cannot embed it in three dimensions (C1C[C@H]2CC[C@H](C1)C2)" in out
+
+
+def test_nothing_at_all(tmp_path: Path) -> None:
+    line = refuse("generate", "molecules", "--smiles", written(tmp_path, "C1#CC1\n"), "--out", tmp_path / "mine.fw", *FEW)
+    assert "nothing was made: 1 failed, 0 done; RDKit cannot embed it in three dimensions (C1#CC1)" in line
+    succeed("generate", "molecules", "--smiles", written(tmp_path, "O\n"), "--out", tmp_path / "mine.fw", *FEW)
+    for words in (
+        ("molecules", "--smiles", tmp_path),
+        ("card", tmp_path / "mine.smi"),
+        ("sample", tmp_path / "mine.fw", "--megabytes", "nan"),
+    ):
+        line = refuse("generate", *words, *(() if words[0] == "card" else ("--out", tmp_path / "never.npz")))
+        print(line)
+        assert "is a folder" in line or "is not a Forcewell store" in line or "--megabytes is nan" in line
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("molecules", "--source", "qm9", "--heavy-atoms", 3), ("polymers", "--monomer", "C1CO1"), ("molecules", "--source", "rdkit-nci")],
+)
+def test_without_rdkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple) -> None:
+    for module in [name for name in sys.modules if name.partition(".")[0] == "rdkit"] + ["rdkit", "rdkit.Chem"]:
+        monkeypatch.setitem(sys.modules, module, None)
+    assert "need RDKit: pip install 'forcewell[qm]'" in refuse("generate", *words, "--out", tmp_path / "never.fw")
+    with pytest.raises(InputError, match="need RDKit"):
+        loops_in(["C1CO1"])
+    with pytest.raises(InputError, match="need RDKit"):
+        without_stereo("C1CO1")
 
 
 def test_tables_of_temperatures() -> None:

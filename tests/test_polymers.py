@@ -11,6 +11,7 @@ from tiny_runs import command, refuse
 
 from forcewell.bonds import bonds, graph_hash
 from forcewell.engines import engine
+from forcewell.engines.base import mover_of
 from forcewell.generate.campaign import engine_settings
 from forcewell.generate.families import choose_families
 from forcewell.generate.polymer_cost import LABEL, LAWS, RELAXATION, costs, law_of
@@ -126,13 +127,62 @@ def test_enthalpy_of_the_campaign(campaign: Path, tmp_path: Path) -> None:
     assert "ring-opening enthalpy, GFN2-xTB, lowest minima, harmonic at 298.15 K" in harmonic.out
 
 
+def test_enthalpy_of_what_another_level_moved(campaign: Path, tmp_path: Path) -> None:
+    """Labels of another level on the trajectories and minima of this one, by a later campaign: refused. By the same level: kept."""
+    store = Store(campaign)
+    assert {mover_of(engine)["level"] for engine in store.engines if engine} == {"GFN2-xTB"}  # type: ignore[index]
+    for data, engine_name, out in ((campaign, "gfn1", "one.fw"), (tmp_path / "one.fw", "gfn2", "two.fw"), (campaign, "gfn2", "same.fw")):
+        done = command("generate", "label", data, "--engine", engine_name, "--out", tmp_path / out, "--workers", 1)
+        assert done.code == 0, done.err
+    moved = "GFN2-xTB moved these molecules and GFN1-xTB labelled them"
+    assert moved in refuse("generate", "enthalpy", tmp_path / "one.fw")
+    assert moved in refuse("generate", "enthalpy", tmp_path / "one.fw", "--minima")
+    first, second, same = (command("generate", "enthalpy", path).out for path in (campaign, tmp_path / "two.fw", tmp_path / "same.fw"))
+    print(first, second)
+    assert first == second == same  # by the same level again, with what moved them told all the way
+    assert "none of its minima is flagged" in refuse("generate", "enthalpy", tmp_path / "two.fw", "--minima")
+
+
+def test_enthalpy_with_another_sampler(tmp_path: Path) -> None:
+    pytest.importorskip("tblite")
+    done = command("generate", "polymers", *SMALL, "--sampler", "gfn1", "--out", tmp_path / "out.fw", "--workers", 1)
+    assert done.code == 0, done.err
+    for words in ((), ("--minima",)):
+        assert "GFN1-xTB moved these molecules and GFN2-xTB labelled" in refuse("generate", "enthalpy", tmp_path / "out.fw", *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--monomer", "C1CO1", "--ends", "*C", "--loops", "none", "--chains", 2), "there are 1 end groups; expected two"),
+        (("--monomer", "C1CO1", "--no-minima", "--dynamics", "none"), "no frame is asked for"),
+        (("--monomer", "C1CO1", "--spacing", "inf"), "spacing: input should be a finite number"),
+        (
+            (
+                "--monomer",
+                "C1[CH]O1",
+            ),
+            "expected a closed shell",
+        ),
+    ],
+)
+def test_mistakes(tmp_path: Path, words: tuple, said: str) -> None:
+    assert said in refuse("generate", "polymers", *words, "--out", tmp_path / "never.fw") and not list(tmp_path.iterdir())
+
+
+def test_a_ring_that_metathesis_would_open(tmp_path: Path) -> None:
+    done = command("generate", "polymers", "--monomer", "C1=CC2CC1CC2", "--loops", 2, "--starts", 1, "--dry-run")
+    print(done.out)
+    assert done.code == 0 and "has a double bond, which metathesis would open" in done.out and "1 polymer, 1 start\n" in done.out
+
+
 @pytest.mark.parametrize("name", ["dioxolane", "thietane", "methylaziridine"])
 def test_relaxed_loops_keep_the_bonds_of_their_smiles(name: str) -> None:
     pytest.importorskip("tblite")
     sampling = PolymerSampling(loops=[2], starts=1, dynamics={})
     (job,) = polymer_jobs(polymers_of([open_ring(choose_families(name)[0].smiles)], sampling), sampling, 0)
-    (frame,) = polymer({**job, **engine_settings(engine("gfn2")), "sampler": None})
-    assert frame.source == "loop minimum"
+    ((frame,), left_out) = polymer({**job, **engine_settings(engine("gfn2")), "sampler": None})
+    assert frame.source == "loop minimum" and not left_out
     species = read_species(frame.smiles)
     assert intact(species.bonds, frame.numbers, frame.positions)
 

@@ -9,7 +9,7 @@ from forcewell.bonds import bonds, graph_hash
 from forcewell.errors import InputError
 from forcewell.generate.conformers import conformers
 from forcewell.generate.families import CLASSES, choose_families, families
-from forcewell.generate.ring_opening import chain, loop, open_ring
+from forcewell.generate.ring_opening import chain, has_ring_double_bond, loop, open_ring
 from forcewell.generate.species import read_species
 from forcewell.system import block_of
 
@@ -129,6 +129,11 @@ def test_embedded_loops_have_the_bonds_of_their_smiles(name: str) -> None:
 def test_monomers_that_cannot_be(smiles: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         open_ring(smiles)
+
+
+def test_an_ammonium_opens_as_its_amine_does() -> None:
+    assert open_ring("C1CN1").bond == open_ring("[NH2+]1CC1").bond == "C-N"
+    assert has_ring_double_bond("C1=CC2CC1CC2") and not has_ring_double_bond("C=CC1CO1") and not has_ring_double_bond("C1CC1c1ccccc1")
 
 
 def test_what_else_cannot_be() -> None:

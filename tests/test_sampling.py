@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,15 @@ import pytest
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
-from forcewell.engines import Engine, Labels, engine
+from forcewell.engines import Engine, EngineFailure, Labels, engine
+from forcewell.generate import sampling
 from forcewell.generate.campaign import JobFailure, engine_settings
 from forcewell.generate.conformers import conformers
 from forcewell.generate.dimers import FARTHEST, NEAREST, contact, dimer
 from forcewell.generate.dynamics import molecular_dynamics
 from forcewell.generate.planning import Sampling, molecule_jobs
 from forcewell.generate.relaxation import moved, relax
-from forcewell.generate.sampling import molecule
+from forcewell.generate.sampling import Sampler, molecule
 from forcewell.generate.species import bare, intact, read_species
 from forcewell.generate.torsions import scan_torsions
 from forcewell.generate.vibrations import FLOOR, SOFT, Modes, normal_modes, sample_modes, settle
@@ -138,9 +140,9 @@ def test_a_saddle_point_is_left_downhill() -> None:
 def test_torsion_scan_of_butane() -> None:
     species = read_species("CCCC")
     minimum = relax(conformers(species, 1, 0)[0], GFN2)
-    scanned = scan_torsions(species, minimum, GFN2, points=6, rotors=3)
+    scanned, missing = scan_torsions(species, minimum, GFN2, points=6, rotors=3)
     middle = [(angle, frame) for name, angle, frame in scanned if name == "0-1-2-3"]
-    assert len(middle) == 5 and len(scanned) == 15  # two methyl groups besides
+    assert len(middle) == 5 and len(scanned) == 15 and not missing  # two methyl groups besides
     bottom = GFN2.label(minimum).energy
     for angle, frame in middle:
         measured = Atoms(frame.numbers, frame.positions).get_dihedral(0, 1, 2, 3)
@@ -175,7 +177,9 @@ def test_dimers_touch_as_they_should() -> None:
 def sampled(smiles: str, spin: int | None = None, **changes: Any) -> list[System]:
     few = {"conformers": 1, "modes": {1000: 3}, "dynamics": {500: 3}, "equilibration": 20.0, "timestep": 1.0, "spacing": 5.0, **changes}
     [arguments] = molecule_jobs([read_species(smiles, spin)], Sampling(**few), seed=0)
-    return molecule({**arguments, **engine_settings(GFN2), "sampler": None})
+    frames, left_out = molecule({**arguments, **engine_settings(GFN2), "sampler": None})
+    assert not left_out
+    return frames
 
 
 def test_every_frame_says_where_it_is_from() -> None:
@@ -204,6 +208,35 @@ def test_every_frame_says_where_it_is_from() -> None:
             errors.append(abs((shifted[1] - shifted[0]) / 2e-3 - frame.arrays["forces"].flat[coordinate]))
         print(f"{kind}: finite differences of the energy differ from the forces by at most {max(errors):.1e} eV/Å")
         assert max(errors) < 1e-4
+
+
+def test_frames_that_are_missing_are_counted_by_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every frame that was asked for is there or has a reason: forces, a failing engine, a broken trajectory, scan points, dimers."""
+    water = Sampler(read_species("CO"), GFN2, GFN2, seed=0)
+    modes = water.minima(1)[0]
+    monkeypatch.setattr(sampling, "LARGEST", 1e-6)
+    assert water.thermal(modes, 300.0, 2) == []
+    assert water.left_out.pop("forces above 1e-06 eV/Å") == ["normal modes"] * 6 and not water.left_out
+    monkeypatch.setattr(sampling, "LARGEST", 30.0)
+    monkeypatch.setattr(sampling, "ABOVE", 0.0)  # nothing is thermal
+    assert water.thermal(modes, 300.0, 2) == []
+    assert [len(names) for names in water.left_out.values()] == [2]
+    monkeypatch.setattr(sampling, "molecular_dynamics", lambda *arguments, frames, **_: [(1.0, modes.minimum)] * (frames - 3))
+    monkeypatch.setattr(sampling, "scan_torsions", lambda *_: ([("0-1-2-3", 0.0, modes.minimum)], 4))
+    monkeypatch.setattr(sampling, "intact", lambda bonds, numbers, _: len(numbers) < 7)
+    assert len(water.trajectory(modes, 300.0, 5, spacing=1, timestep=1, equilibration=0)) == 2
+    assert len(water.torsions(modes, 6, 1)) == 1 and water.dimers([modes], 3, []) == []
+    assert Counter(name for names in water.left_out.values() for name in names) == {
+        "normal modes": 2, "molecular dynamics": 3, "torsion scan": 4, "dimer": 3,
+    }  # fmt: skip
+
+    def failing(_: System) -> Labels:
+        raise EngineFailure("the SCF did not converge")
+
+    monkeypatch.setattr(GFN2, "label", failing)
+    assert water.minimum(modes) == [] and water.left_out["the SCF did not converge"] == ["minimum"]
+    with pytest.raises(JobFailure, match="no frame of it could be labelled: other bonds or too high"):
+        Sampler.made(water, [])
 
 
 def test_ions_and_open_shells_are_labelled_as_such() -> None:

@@ -20,9 +20,10 @@ from forcewell.generate.species import bare, excluded_as, intact, kept_stereo, r
         ("CC(", {}, "is not a SMILES that RDKit can read"),
         ("", {}, "is not a SMILES"),
         ("CC.O", {}, "has 2 fragments; expected one molecule"),
-        ("C[CH2]", {}, "a radical with 1 unpaired electron; say its spin multiplicity"),
+        ("C[CH2]", {}, "a radical with 1 unpaired electron; expected a closed shell, or a file of --smiles with spin=2"),
         ("C*", {}, "has a dummy atom"),
         ("C[N+](C)(C)C", {"neutralise": True}, r"cannot be neutralised by moving protons: a charge of \+1 stays"),
+        ("C[N+](C)(C)CC(=O)[O-]", {"neutralise": True}, r"moving protons: \+1 at N, -1 at O stay"),
         ("CC", {"spin": 2}, "has 18 electrons, which spin multiplicity 2 does not fit"),
         ("[H][H]", {"spin": 5}, "has 2 electrons"),
     ],
@@ -43,6 +44,9 @@ def test_charge_and_spin_are_as_written() -> None:
     assert int(start.get("charge")) == -1 and int(start.get("formal_charges").sum()) == -1 and start.molecule == "CC(=O)[O-]"
     nitro = read_species("C[N+](=O)[O-]", neutralise=True)  # neutral already, with charged atoms
     assert nitro.charge == 0 and np.abs(nitro.charges).sum() == 2
+    for zwitterion, neutral in (("[NH3+]CC(=O)[O-]", "NCC(=O)O"), ("C[NH2+]CCS(=O)(=O)[O-]", "CNCCS(=O)(=O)O")):
+        assert read_species(zwitterion).charge == 0 and read_species(zwitterion).charges.any()
+        assert read_species(zwitterion, neutralise=True).smiles == neutral
 
 
 @pytest.mark.parametrize("smiles", ["C[C@H](O)Cl", "C[C@@H](O)Cl", "C/C=C/C", "C/C=C\\C", "O[C@H]1CCCC[C@@H]1O"])

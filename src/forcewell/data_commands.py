@@ -135,14 +135,16 @@ def info_command(store: Path) -> None:
     table = Table(show_header=False, box=None)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")  # a fingerprint that is cut short cannot be compared
-    table.add_row("conformations", f"{len(opened)}" + ("" if opened.complete else " (import not finished; repeat its command)"))
+    table.add_row("conformations", f"{len(opened)}" + ("" if opened.complete else " (not finished; repeat the command that makes it)"))
     table.add_row("left out", str(manifest["left_out"]))
     table.add_row("atoms", str(manifest["atoms"]))
-    table.add_row("elements", ", ".join(map(str, opened.elements)))
-    for kind in ("fields", "properties"):
+    if opened.elements:
+        table.add_row("elements", ", ".join(map(str, opened.elements)))
+    for kind in filter(manifest.get, ("fields", "properties")):
         # Escaped, since rich takes [eV] for a style.
         table.add_row(kind, ", ".join(escape(f"{name} [{unit}]") if unit else name for name, unit in manifest[kind].items()))
-    table.add_row("levels", ", ".join(opened.levels))
+    if opened.levels:
+        table.add_row("levels", ", ".join(opened.levels))
     for engine in filter(None, opened.engines):
         table.add_row("engine", escape(engine))
     for level, fit in manifest["references"].items():
@@ -152,7 +154,9 @@ def info_command(store: Path) -> None:
         for when, values in fit.get("per_atom", {}).items():  # stores made before 0.2 lack them
             table.add_row(f"  {when} them", escape(f"{values['mean']:.4f} ± {values['spread']:.4f} eV per atom"))
     files = [name for name, _ in manifest["settings"].get("files", [])]
-    table.add_row("source", " ".join([manifest["settings"].get("source") or escape(", ".join(filter(None, opened.sources))), *files]))
+    source = manifest["settings"].get("source") or escape(", ".join(filter(None, opened.sources)))
+    if source or files:
+        table.add_row("source", " ".join([source, *files]))
     table.add_row("fingerprint", opened.fingerprint)
     Console().print(table)
 

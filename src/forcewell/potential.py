@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from forcewell.batch import Batch
 from forcewell.errors import InputError, nearest
-from forcewell.fused import INSTRUCTIONS, Fused, functions, width
+from forcewell.fused import INSTRUCTIONS, Fused, functions, instructions
 from forcewell.nn import EquivariantTransformer, Features, encoder
 from forcewell.nn.heads import ENERGY_HEADS, NOISE_HEADS, PROPERTY_HEADS, Displacement, GradientNoise, read_out
 from forcewell.nn.normaliser import RunningNormaliser
@@ -198,10 +198,10 @@ class Potential(nn.Module):
             return None
         half = self.precision == "bfloat16"
         if self._fused is None or self._fused.half != half:
-            lanes = width(self.encoder, self.head)
-            if lanes == 0:
+            found = instructions(self.encoder, self.head)
+            if found == 0:
                 return None
-            self._fused = Fused(self.encoder, self.head, lanes, half)  # type: ignore[arg-type]
+            self._fused = Fused(self.encoder, self.head, found, half)  # type: ignore[arg-type]
         return self._fused
 
     @property
@@ -214,10 +214,10 @@ class Potential(nn.Module):
             return f"{'Triton kernels' if fused else 'PyTorch'} on {self.device.type}, {str(self.dtype).removeprefix('torch.')}{products}"
         if functions() is None:
             return f"PyTorch on cpu, float32{products} (no compiled kernels: the package was installed without a C++ compiler)"
-        lanes = width(self.encoder, self.head)
-        if not lanes:
+        found = instructions(self.encoder, self.head)
+        if not found:
             return f"PyTorch on cpu, float32{products} (no compiled kernels for this model)"
-        return f"compiled kernels, {INSTRUCTIONS[lanes]}{', weights of the linear maps in bfloat16' if half else ''}"
+        return f"compiled kernels, {INSTRUCTIONS[found]}{', weights of the linear maps in bfloat16' if half else ''}"
 
     def _differentiate(
         self, prediction: Prediction, positions: Tensor | None, strain: Tensor | None, batch: Batch, create_graph: bool

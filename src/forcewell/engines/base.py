@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from ase.calculators.calculator import BaseCalculator
 
 
+MOVED_BY = "moved_by"  # in the provenance of a frame: the engine that moved it, which may be another than the one that labelled it
+
+
 class EngineFailure(Exception):
     """One structure could not be labelled; the message is the reason, e.g. an SCF that did not converge."""
 
@@ -48,7 +51,7 @@ class Engine(ABC):
 
     @property
     def provenance(self) -> str:
-        """Name, version and settings as one line of JSON: what a store keeps with every frame."""
+        """Name, version and settings as one line of JSON: what a store keeps with every frame, together with what moved it."""
         return json.dumps({"engine": self.name, "version": self.version, "settings": self.settings}, sort_keys=True, ensure_ascii=False)
 
     def check(self, system: System) -> None:
@@ -120,13 +123,15 @@ def labelled(
     trajectory: int | None = None,
     time: float | None = None,
     equilibrium: bool | None = None,
+    moved_by: Engine | None = None,
 ) -> System:
     """The structure with the engine's labels, level and provenance in place of what labels it had.
 
-    What is not given here of the four below, and is known of the structure already, is kept.
+    What is not given here of the four below and of what moved it, and is known of the structure already, is kept.
 
     temperature: K it was sampled at. seed: of the sampling. trajectory: a number that the frames of one trajectory share.
     time: fs since that trajectory began. equilibrium: whether it is a relaxed minimum of this engine; None for not known.
+    moved_by: the engine that relaxed it or whose dynamics or modes it is of; it stays with the structure, whoever labels it later.
     Raises InputError and EngineFailure as ``Engine.label`` does.
     """
     labels = engine.label(system)
@@ -140,4 +145,20 @@ def labelled(
     properties = {name: value for name, value in system.properties.items() if name in PROVENANCE}
     properties |= {name: float(value) for name, value in known.items() if value is not None}
     properties |= {name: value for name, value in labels.notes.items() if isinstance(value, float)}
-    return dataclasses.replace(system, arrays=arrays, level=engine.level, engine=engine.provenance, properties=properties)
+    provenance, mover = json.loads(engine.provenance), mover_of(system.engine) if moved_by is None else _mover(moved_by)
+    told = json.dumps(provenance | ({MOVED_BY: mover} if mover else {}), sort_keys=True, ensure_ascii=False)
+    return dataclasses.replace(system, arrays=arrays, level=engine.level, engine=told, properties=properties)
+
+
+def _mover(engine: Engine) -> dict[str, Any]:
+    return {"level": engine.level, **json.loads(engine.provenance)}
+
+
+def mover_of(provenance: str) -> dict[str, Any] | None:
+    """What moved a frame of this provenance: level, engine, version and settings; None where it does not say."""
+    return json.loads(provenance).get(MOVED_BY) if provenance else None
+
+
+def labeller_of(provenance: str) -> dict[str, Any] | None:
+    """What labelled a frame of this provenance: engine, version and settings; None where it does not say."""
+    return {key: value for key, value in json.loads(provenance).items() if key != MOVED_BY} if provenance else None

@@ -44,9 +44,13 @@ class DFT(Engine):
         self._method, self._basis, self._dispersion = asked["method"], asked["basis"], asked["dispersion"]
         _check_installed(name, self._dispersion)
         _check_method(self._method, self._dispersion)
+        if not 0 <= grid_level <= 9:
+            raise InputError(f"engine {name!r}: grid_level is {grid_level}; expected 0 to 9")
+        inside = _dispersion_of(self._method)
+        _check_installed(name, inside)
         self._gpu = gpu_present()
         self.version = f"pyscf {version('pyscf')}"
-        self.version += f", pyscf-dispersion {version('pyscf-dispersion')}" if self._dispersion else ""
+        self.version += f", pyscf-dispersion {version('pyscf-dispersion')}" if self._dispersion or inside else ""
         self.version += ", gpu4pyscf" if self._gpu else ""
         check_positive(name, tolerance=tolerance)
         self.settings: dict[str, Any] = {"grid_level": int(grid_level), "grid_response": bool(grid_response), "tolerance": float(tolerance)}
@@ -185,13 +189,23 @@ def _check_installed(name: str, dispersion: str | None) -> None:
             raise InputError(f"engine {name!r} needs {package}: pip install 'forcewell[qm]'") from None
 
 
+def _dispersion_of(method: str) -> str | None:
+    """The correction that a functional's own name asks for (wB97X-D3BJ), which PySCF adds by itself; None for none."""
+    from pyscf.scf.dispersion import parse_disp
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a later PySCF will mean another functional by the name
+        return parse_disp(method)[1]
+
+
 def _check_method(method: str, dispersion: str | None) -> None:
     """Raises InputError for a functional that libxc does not know, or that the dispersion correction has no parameters for."""
     from pyscf import dft, gto
 
     try:
         dft.libxc.parse_xc(method)
-    except (KeyError, ValueError):
+        _dispersion_of(method)
+    except (KeyError, ValueError, NotImplementedError):  # the last of functionals whose own dispersion PySCF does not have
         raise InputError(f"PySCF knows no method {method!r}; expected HF or a functional of libxc, such as PBE or wB97X") from None
     if dispersion:
         from pyscf.dispersion import dftd3, dftd4

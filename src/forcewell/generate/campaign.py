@@ -21,6 +21,7 @@ from typing import Any
 
 from forcewell.display import Counting
 from forcewell.engines import Engine, engine
+from forcewell.errors import InputError
 from forcewell.generate.executors import Executor, JobFailure, Result, make_executor
 from forcewell.generate.journal import Journal
 
@@ -33,6 +34,7 @@ WORK = {
     "forcewell.generate.polymers:polymer",
 }
 __all__ = ["WORK", "Job", "JobFailure", "Summary", "engine_of", "engine_settings", "run"]
+NAMED = 5  # failed jobs of each reason
 ATTEMPTS = 2  # of a job whose worker process dies; a third would kill a third worker by the same lack of memory
 
 
@@ -53,7 +55,8 @@ class Job:
 class Summary:
     """done, failed, left: jobs. frames: of the jobs that are done. cpu_seconds: of all jobs together, failed ones included.
 
-    reasons: failed jobs by reason. left_out: frames that could not be labelled in jobs that are done, by reason.
+    reasons: failed jobs by reason. failures: what the failed jobs of each reason were about, a SMILES say. left_out: frames that
+    were dropped in jobs that are done, by reason.
     """
 
     done: int
@@ -63,6 +66,7 @@ class Summary:
     cpu_seconds: float
     reasons: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, list[str]] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """What to tell a person."""
@@ -72,9 +76,20 @@ class Summary:
         lines = [f"{first}; {cost} ({per_frame:.3g} s per frame)"]
         for counted, told in ((self.reasons, "failed"), (self.left_out, "frames left out")):
             often = sorted(counted.items(), key=lambda item: -item[1])
-            lines += [f"  {count} {told}: {reason}" for reason, count in often[:10]]
+            lines += [f"  {count} {told}: {reason}{self._which(reason)}" for reason, count in often[:10]]
             lines += [f"  and {len(often) - 10} more reasons, in journal.jsonl"] if len(often) > 10 else []
         return lines
+
+    def _which(self, reason: str) -> str:
+        names = self.failures.get(reason, [])
+        more = f" and {len(names) - NAMED} more, in journal.jsonl" if len(names) > NAMED else ""
+        return f" ({', '.join(names[:NAMED])}{more})" if names else ""
+
+    def check(self) -> None:
+        """Raises InputError where not one frame was made: what failed first, and why."""
+        if not self.frames:
+            reason = next(iter({**self.reasons, **self.left_out}), "there is nothing to do")
+            raise InputError(f"nothing was made: {self.failed} failed, 0 done; {reason}{self._which(reason)}")
 
 
 def engine_settings(chosen: Engine) -> dict[str, Any]:
@@ -114,12 +129,13 @@ def run(
     After a kill at any moment the same call continues: a job's frames and its line in the journal are kept together or not
     at all. More jobs may be asked for later; the new ones are done and added.
 
-    Raises InputError where ``out`` holds another campaign or is not one's, and for a bad executor.
+    Raises InputError where ``out`` holds another campaign or is not one's, and for a bad executor; no new folder is then left.
     """
     if work not in WORK:
         raise ValueError(f"{work!r} is not a work of this package")
     shared = json.loads(json.dumps({"work": work, **settings}))
     keyed = {job.key(shared): job for job in jobs}
+    made = make_executor(executor, workers)
     journal = Journal.open(Path(out), shared)
     try:
         journal.check(keyed)
@@ -127,16 +143,19 @@ def run(
         if left or not journal.complete:
             order = deque(left)
             todo = [key for key in left if not journal.waits(key)]
-            with _bar(len(todo), progress) as advance, make_executor(executor, workers, len(todo)) as pool:
+            with _bar(len(todo), progress) as advance, made as pool:
                 _settle(journal, order, keyed)
                 for finished, (key, result) in enumerate(_results(pool, todo, keyed, work, {**shared, **(places or {})}), start=1):
                     journal.keep(key, keyed[key], result)
                     _settle(journal, order, keyed)
                     advance(finished)
             journal.finish()
+    except InputError:  # of the executor: every job's own became its reason
+        journal.discard()
+        raise
     finally:
         journal.close()
-    return summary(journal, len(keyed))
+    return summary(journal, keyed)
 
 
 def _settle(journal: Journal, order: deque[str], keyed: Mapping[str, Job]) -> None:
@@ -148,7 +167,10 @@ def _settle(journal: Journal, order: deque[str], keyed: Mapping[str, Job]) -> No
 def _results(
     pool: Executor, todo: Sequence[str], keyed: Mapping[str, Job], work: str, shared: Mapping[str, Any]
 ) -> Iterator[tuple[str, Result]]:
-    """Each job's result as it comes. A job whose worker died is given to another one, and fails when that dies, too."""
+    """Each job's result as it comes. A job whose worker died is given to another one, and fails when that dies, too.
+
+    Raises InputError where the executor can do no job at all.
+    """
     waiting, running, deaths = deque(todo), dict[Future[Result], str](), Counter[str]()
     # Not concurrent.futures.wait: Ctrl-C within it can leave a future locked, on which the end of the pool then waits for ever.
     done = SimpleQueue[Future[Result]]()
@@ -168,25 +190,39 @@ def _results(
                 waiting.appendleft(key)
                 continue
             result = Result([], f"its worker process died {ATTEMPTS} times ({type(error).__name__}); is there enough memory?", 0.0)
+        except pool.broken as error:
+            raise InputError(f"the executor cannot start its workers ({' '.join(str(error).split()) or type(error).__name__})") from None
         yield key, result
 
 
-def summary(journal: Journal, jobs: int) -> Summary:
-    """How a campaign of so many jobs stands."""
-    lines = list(journal.finished.values())
+def summary(journal: Journal, jobs: Mapping[str, Job]) -> Summary:
+    """How a campaign of these jobs, by key, stands."""
+    lines = [line for key, line in journal.finished.items() if key in jobs]
     failed = [line for line in lines if line["status"] == "failed"]
+    failures: dict[str, list[str]] = {}
+    for line in failed:
+        failures.setdefault(line["reason"], []).append(_named(line["kind"], line["arguments"]))
     left_out = Counter[str]()
     for line in lines:
         left_out.update({reason: len(names) for reason, names in line.get("left_out", {}).items()})
     return Summary(
         done=len(lines) - len(failed),
         failed=len(failed),
-        left=jobs - len(lines),
+        left=len(jobs) - len(lines),
         frames=sum(line["frames"] for line in lines),
         cpu_seconds=journal.cpu_seconds,
-        reasons=dict(Counter(line["reason"] for line in failed)),
+        reasons={reason: len(names) for reason, names in failures.items()},
         left_out=dict(left_out),
+        failures=failures,
     )
+
+
+def _named(kind: str, arguments: Mapping[str, Any]) -> str:
+    """What to call a job in a message."""
+    if "rows" in arguments:
+        rows = arguments["rows"]
+        return f"conformations {rows[0]} to {rows[-1]}" if len(rows) > 1 else f"conformation {rows[0]}"
+    return str(arguments.get("smiles", kind))
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from forcewell.doctor import check
+from forcewell.engines.base import mover_of
 from forcewell.generate.journal import JOURNAL
 from forcewell.store import Store
 
@@ -47,9 +48,10 @@ def _summary(store: Store) -> str:
 
 
 def _engine(text: str) -> str:
-    entry = json.loads(text)
+    entry, mover = json.loads(text), mover_of(text)
     settings = ", ".join(f"{key} {value}" for key, value in entry["settings"].items())
-    return f"{entry['version']}, {settings}" if settings else entry["version"]
+    said = f"{entry['version']}, {settings}" if settings else entry["version"]
+    return f"{said}, moved by {mover['level']}" if mover and mover["engine"] != entry["engine"] else said
 
 
 def _facts(store: Store) -> dict[str, np.ndarray]:
@@ -126,7 +128,7 @@ def _energies(store: Store) -> list[str]:
 
 
 def _cost(folder: Path) -> list[str]:
-    """From the campaign's journal: jobs, frames and processor time by kind of job, and what failed why."""
+    """From the campaign's journal: jobs, frames and processor time by kind of job, what failed and which frames were dropped, and why."""
     file = folder / JOURNAL
     if not file.is_file():
         return ["Not known: no campaign made this store."]
@@ -138,7 +140,9 @@ def _cost(folder: Path) -> list[str]:
         done = sum(line["status"] == "done" for line in mine)
         rows.append((kind, done, len(mine) - done, f"{frames:,}", f"{seconds:,.0f}", f"{1e3 * seconds / max(1, frames):.1f}"))
     reasons = Counter(line["reason"] for line in lines if line["status"] == "failed")
+    dropped = Counter(reason for line in lines for reason, names in line.get("left_out", {}).items() for _ in names)
     failures = [f"- {number} failed: {reason}" for reason, number in reasons.most_common()]
+    failures += [f"- {number} frames dropped: {reason}" for reason, number in dropped.most_common()]
     head = ("jobs", "done", "failed", "conformations", "CPU seconds", "ms per conformation")
     return [*_table(head, rows), *([""] if failures else []), *failures]
 

@@ -10,6 +10,7 @@ import inspect
 import os
 import re
 import shlex
+import shutil
 import sys
 from concurrent.futures import Future
 from pathlib import Path
@@ -28,6 +29,8 @@ PROVIDERS = {
     "lsf": "LSFProvider",
     "kubernetes": "KubernetesProvider",
 }
+# What takes batch jobs, where Parsl itself would not say before the first job that it is missing.
+COMMANDS = {"slurm": "sbatch", "pbs": "qsub", "lsf": "bsub"}
 # What starts the workers on the nodes of a block that has several.
 LAUNCHERS = {"slurm": "SrunLauncher", "pbs": "MpiExecLauncher", "lsf": "JsrunLauncher"}
 OURS = {
@@ -54,6 +57,7 @@ class Parsl:
         try:
             import parsl
             from parsl.executors import HighThroughputExecutor
+            from parsl.executors.errors import BadStateException
             from parsl.executors.high_throughput.errors import ManagerLost, WorkerLost
         except ImportError:
             raise InputError("executor parsl:CONFIG needs Parsl: pip install 'forcewell[cluster]'") from None
@@ -62,6 +66,7 @@ class Parsl:
         provider = _provider(described, path)
         self.slots = QUEUED * self._workers * int(provider.nodes_per_block) * int(provider.max_blocks)
         self.lost: tuple[type[BaseException], ...] = (WorkerLost, ManagerLost)
+        self.broken: tuple[type[BaseException], ...] = (BadStateException,)
         executor = HighThroughputExecutor(
             label="campaign",
             provider=provider,
@@ -126,6 +131,7 @@ def _provider(described: dict[str, Any], path: Path) -> Any:
         if key not in known:
             hint = nearest(key, [*known, *OURS])
             raise InputError(f"{path}: unknown key {key!r}{hint} (known: {', '.join([*OURS, *known])})")
+        _check_number(key, options[key], parameters[key].default, path)
     if "scheduler_options" in parameters:
         options["scheduler_options"] = "\n".join(_list(described, "scheduler_options", path))
     elif "scheduler_options" in described:
@@ -133,10 +139,21 @@ def _provider(described: dict[str, Any], path: Path) -> Any:
     if options.get("nodes_per_block", 1) != 1 and name in LAUNCHERS:
         options["launcher"] = getattr(parsl.launchers, LAUNCHERS[name])()
     prepared = _preparation(described, path)
+    if name in COMMANDS and shutil.which(COMMANDS[name]) is None:
+        raise InputError(f"{path}: provider {name} needs the command {COMMANDS[name]}, which is not here; run this on a login node")
     try:
         return kind(worker_init=prepared, **options)
     except Exception as problem:  # of several kinds, among them a missing scheduler command or package
         raise InputError(f"{path}: Parsl refuses this provider ({type(problem).__name__}: {' '.join(str(problem).split())})") from None
+
+
+def _check_number(key: str, value: Any, usual: Any, path: Path) -> None:
+    """Raises InputError where a key that counts something (its usual value is a whole number) does not."""
+    if not isinstance(usual, int) or isinstance(usual, bool):
+        return
+    least = 1 if key in ("nodes_per_block", "max_blocks") else 0
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{path}: {key} is {value!r}; expected a whole number of at least {least}")
 
 
 def _preparation(described: dict[str, Any], path: Path) -> str:

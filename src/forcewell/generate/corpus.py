@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,6 +15,9 @@ from forcewell.generate.families import choose_families
 from forcewell.generate.planning import Request, Sampling, choose, molecule_jobs, source_smiles, validated
 from forcewell.generate.ring_opening import loop, open_ring
 from forcewell.generate.species import Species, read_species
+
+if TYPE_CHECKING:
+    from forcewell.engines import Engine
 
 
 class Molecules(BaseModel):
@@ -84,23 +87,26 @@ def load_recipe(name: str) -> Recipe:
     return validated(Recipe, values, name)
 
 
-def recipe_jobs(recipe: Recipe) -> list[tuple[str, dict[str, Any]]]:
-    """(kind, arguments) of all jobs of a recipe; the same every time. Raises InputError for a SMILES of its lists that cannot be used."""
+def recipe_jobs(recipe: Recipe, engine: Engine | None = None) -> list[tuple[str, dict[str, Any]]]:
+    """(kind, arguments) of all jobs of a recipe; the same every time. engine: what is to label them, to be asked whether it can.
+
+    Raises InputError for a SMILES of its lists that cannot be used.
+    """
     jobs: list[tuple[str, dict[str, Any]]] = []
     met: set[str] = set()
     for part in recipe.parts:
-        found = _loops(part) if isinstance(part, Loops) else _molecules(part, recipe)
+        found = _loops(part) if isinstance(part, Loops) else _molecules(part, recipe, engine)
         # What several parts, or several families, name belongs to the first.
         species = [one for one in {one.smiles: one for one in found}.values() if one.smiles not in met]
         met |= {one.smiles for one in species}
-        _listed(part.sampling.partners, recipe)
+        _listed(part.sampling.partners, recipe, engine)
         of = "loop" if isinstance(part, Loops) else ""
         jobs += [(of or "molecule", arguments) for arguments in molecule_jobs(species, part.sampling, recipe.seed, of)]
     return jobs
 
 
-def _molecules(part: Molecules, recipe: Recipe) -> list[Species]:
-    listed = _listed(part.smiles, recipe)
+def _molecules(part: Molecules, recipe: Recipe, engine: Engine | None) -> list[Species]:
+    listed = _listed(part.smiles, recipe, engine)
     if not part.source:
         return listed
     requests = source_smiles(part.source)
@@ -109,8 +115,8 @@ def _molecules(part: Molecules, recipe: Recipe) -> list[Species]:
     return [*listed, *(random.Random(recipe.seed).sample(found, part.limit or 0) if limited else found)]
 
 
-def _listed(smiles: list[str], recipe: Recipe) -> list[Species]:
-    chosen = choose([Request(one, None, "recipe") for one in smiles], exclude=recipe.exclude)
+def _listed(smiles: list[str], recipe: Recipe, engine: Engine | None) -> list[Species]:
+    chosen = choose([Request(one, None, "recipe") for one in smiles], exclude=recipe.exclude, engine=engine)
     if chosen.left_out:
         raise InputError(chosen.left_out[0])
     if chosen.excluded:

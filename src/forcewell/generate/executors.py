@@ -35,7 +35,7 @@ class JobFailure(Exception):
 class Result:
     """What a job came to: its frames, or the reason why there are none ("" where it succeeded); CPU seconds it took.
 
-    left_out: frames that could not be labelled, by reason.
+    left_out: frames that were dropped, by reason.
     """
 
     frames: list[System]
@@ -45,10 +45,12 @@ class Result:
 
 
 class Executor(Protocol):
-    """slots: how many jobs it takes at once. lost: the exceptions that mean that a worker process died."""
+    """slots: how many jobs it takes at once. lost: the exceptions that mean that a worker process died; broken: those that mean
+    that it can do no job at all."""
 
     slots: int
     lost: tuple[type[BaseException], ...]
+    broken: tuple[type[BaseException], ...]
 
     def submit(self, work: str, arguments: dict[str, Any]) -> Future[Result]: ...
     def __enter__(self) -> Executor: ...
@@ -71,12 +73,12 @@ def execute(work: str, arguments: dict[str, Any]) -> Result:
     return Result(frames, reason, time.process_time() - began, left_out)
 
 
-def make_executor(name: str, workers: int | None, jobs: int) -> Executor:
+def make_executor(name: str, workers: int | None) -> Executor:
     """The executor of that name: "local" or "parsl:CONFIG". Raises InputError for another, and for a bad configuration."""
     if workers is not None and workers < 1:
         raise InputError(f"--workers is {workers}; expected 1 or more")
     if name == "local":
-        return Local(min(workers or cores(), max(1, jobs)))
+        return Local(workers or cores())
     if name.startswith("parsl:"):
         from forcewell.generate.cluster import Parsl
 
@@ -90,9 +92,11 @@ def cores() -> int:
 
 
 class Local:
-    """One worker process per slot, each a pool of its own: where one dies, that job alone is affected, and it is replaced."""
+    """One worker process per slot, started when there is a job for it, each a pool of its own: where one dies, that job alone is
+    affected, and it is replaced."""
 
     lost: tuple[type[BaseException], ...] = (BrokenProcessPool,)
+    broken: tuple[type[BaseException], ...] = ()
 
     def __init__(self, workers: int) -> None:
         self.slots = workers
@@ -101,29 +105,26 @@ class Local:
         self._processes: dict[ProcessPoolExecutor, BaseProcess] = {}
 
     def __enter__(self) -> Local:
-        with _quietly():
-            for _ in range(self.slots):
-                self._free.append(self._start())
         return self
 
     def _start(self) -> ProcessPoolExecutor:
         pool, before = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent), set(active_children())
-        pool.submit(os.getpid)  # starts the process
+        with _quietly():
+            pool.submit(os.getpid)  # starts the process
         (self._processes[pool],) = set(active_children()) - before
         return pool
 
     def submit(self, work: str, arguments: dict[str, Any]) -> Future[Result]:
-        """Gives a free worker a job; there must be one."""
+        """Gives a free worker a job; there must be fewer jobs than slots."""
         for future in [future for future in self._busy if future.done()]:
             self._free.append(self._busy.pop(future))
-        pool = self._free.pop()
+        pool = self._free.pop() if self._free else self._start()
         try:
             future = pool.submit(execute, work, arguments)
         except BrokenProcessPool:  # its process died, in its last job or since
             del self._processes[pool]
             pool.shutdown()
-            with _quietly():
-                pool = self._start()
+            pool = self._start()
             future = pool.submit(execute, work, arguments)
         self._busy[future] = pool
         return future

@@ -45,10 +45,11 @@ class Journal:
     """A campaign's folder, open for one process; others are kept out by the store's lock.
 
     lines: by the job's key, the last line about each job whose fate is settled in the store. cpu_seconds: of all finished jobs and tries.
+    begun: what this call is the first to put there, in the order in which it can be removed.
     """
 
-    def __init__(self, writer: StoreWriter) -> None:
-        self.path, self._writer = writer.path, writer
+    def __init__(self, writer: StoreWriter, begun: Sequence[str] = ()) -> None:
+        self.path, self._writer, self._begun = writer.path, writer, begun
         self.lines: dict[str, dict[str, Any]] = {}
         self.cpu_seconds = 0.0
         self._tried: Counter[str] = Counter()
@@ -70,7 +71,8 @@ class Journal:
     def open(cls, path: Path, settings: Mapping[str, Any]) -> Journal:
         """Begins a campaign, or goes on with the one in ``path``. Raises InputError where that has other settings or is none."""
         if not (path / MANIFEST).is_file():
-            return cls(StoreWriter(path, settings={"campaign": settings, "property_units": PROVENANCE}, shard_bytes=1 << 62))
+            begun = [MANIFEST, JOURNAL, JOBS, *([] if path.exists() else ["."])]
+            return cls(StoreWriter(path, settings={"campaign": settings, "property_units": PROVENANCE}, shard_bytes=1 << 62), begun)
         there = read_manifest(path)["settings"].get("campaign")
         if there is None:
             raise InputError(f"{path} is a store that no campaign made; choose another --out")
@@ -91,8 +93,8 @@ class Journal:
         return self.lines | self._waiting
 
     def check(self, jobs: Mapping[str, Asked]) -> None:
-        """Raises InputError where the folder holds a job that is not among ``jobs``, by key."""
-        strange = [line for key, line in self.finished.items() if key not in jobs]
+        """Raises InputError where the folder holds frames of a job that is not among ``jobs``, by key."""
+        strange = [line for key, line in self.finished.items() if line["frames"] and key not in jobs]
         if strange:
             example = f"{strange[0]['kind']} {_short(strange[0]['arguments'])}"
             raise InputError(
@@ -140,6 +142,12 @@ class Journal:
         self._flush()
         if self._writer.manifest["conformations"]:
             self._writer.finish()
+
+    def discard(self) -> None:
+        """Removes the folder where this call began it and no job has finished; what was there before stays."""
+        for name in () if self.finished else self._begun:
+            place = self.path / name
+            place.rmdir() if place.is_dir() else place.unlink()
 
     def close(self) -> None:
         """Lets another process go on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ def label_data(data: Sequence[Path], out: Path, engine: Engine, *, count: int | 
     """Labels the conformations of ``data`` (stores or files) and writes them to the store ``out``, as a campaign.
 
     count: label so many, chosen at random by ``seed``; None for all. options: of ``campaign.run``. A structure that the engine
-    cannot label is left out with its reason. Raises InputError for unusable data, and where nothing could be labelled.
+    cannot label is left out with its reason. Raises InputError for unusable data, before anything is written where the engine takes
+    none of it, and where nothing could be labelled.
     """
     datasets = [open_data(path) for path in data]
     if not datasets:
@@ -32,6 +33,7 @@ def label_data(data: Sequence[Path], out: Path, engine: Engine, *, count: int | 
             raise InputError(f"--count is {count}; expected 1 to {len(row)}, the number of conformations")
         chosen = np.sort(np.random.default_rng(seed).choice(len(row), count, replace=False))
         owner, row = owner[chosen], row[chosen]
+    _check_any(engine, (datasets[k][int(at)] for k, at in zip(owner.tolist(), row.tolist(), strict=True)))
     atoms = np.concatenate([dataset.counts for dataset in datasets])[chosen if count is not None else slice(None)]
     jobs = [
         Job("label", {"data": datasets[k].fingerprint, "rows": row[part].tolist()})
@@ -43,6 +45,17 @@ def label_data(data: Sequence[Path], out: Path, engine: Engine, *, count: int | 
     if not done.frames:
         raise InputError(f"nothing could be labelled: {next(iter({**done.reasons, **done.left_out}), 'there is no structure')}")
     return done
+
+
+def _check_any(engine: Engine, structures: Iterable[System]) -> None:
+    """Raises InputError, with the reason of the first, where the engine takes none of the structures."""
+    reason = ""
+    for structure in structures:
+        try:
+            return engine.check(structure)
+        except InputError as error:
+            reason = reason or str(error)
+    raise InputError(f"nothing could be labelled: {reason}")
 
 
 def _parts(rows: np.ndarray, atoms: np.ndarray, most: int) -> Iterator[np.ndarray]:

@@ -77,7 +77,10 @@ def molecules(
     for line in chosen.assumed:
         say(line)
     species = _usable(chosen, skip_unusable or smiles is None, limit, seed)
-    say(f"{len(species)} molecules" + (f"; {chosen.excluded} left out as benchmark molecules" if chosen.excluded else ""))
+    say(
+        f"{len(species)} molecule{'s' * (len(species) != 1)}"
+        + (f"; {chosen.excluded} left out as benchmark molecules" if chosen.excluded else "")
+    )
     jobs = [("molecule", arguments) for arguments in molecule_jobs(species, sampling, seed)]
     _campaign(jobs, campaign_settings(maker, sampler or "", exclude), out, executor, workers, retry_failed)
 
@@ -116,7 +119,7 @@ def corpus(
 
     plan = load_recipe(recipe)
     maker = engine(plan.engine, **plan.engine_settings)
-    jobs = recipe_jobs(plan)
+    jobs = recipe_jobs(plan, maker)
     say(f"{plan.title}: {len(jobs)} jobs")
     _campaign(jobs, campaign_settings(maker, plan.sampler, plan.exclude), out, executor, workers, retry_failed)
 
@@ -132,6 +135,7 @@ def _campaign(
     done = run(asked, work, out, settings, executor=executor, workers=workers, retry_failed=retry_failed, progress=True)
     for line in done.lines():
         say(line)
+    done.check()
 
 
 def card(store: Path, *, out: Path | None = None, title: str = "Generated data") -> None:
@@ -177,7 +181,7 @@ def sample(store: Path, *, out: Path, megabytes: float = 5.0) -> None:
     """
     from forcewell.generate.sample import open_generated, write_sample
 
-    if megabytes <= 0:
+    if not 0 < megabytes < math.inf:
         raise InputError(f"--megabytes is {megabytes}; expected a size above 0")
     number = write_sample(open_generated(store), out, int(megabytes * 1e6))
     say(f"wrote {out}: {number} conformations, {out.stat().st_size / 1e6:.2f} MB")
@@ -212,6 +216,8 @@ def frames_at(text: str, option: str) -> dict[float, int]:
 def _usable(chosen: Chosen, skip: bool, limit: int | None, seed: int) -> list[Species]:
     import random
 
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit is {limit}; expected 1 or more molecules")
     if chosen.left_out and not skip:
         more = f" (and {len(chosen.left_out) - 1} more like it; --skip-unusable leaves them out)" if len(chosen.left_out) > 1 else ""
         raise InputError(chosen.left_out[0] + more)

@@ -34,7 +34,7 @@ class Sampling(BaseModel):
     dimers: pairs, with molecules of ``partners`` (SMILES) or itself in turn.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     conformers: int = Field(default=2, ge=1)
     vibrations: bool = True
@@ -53,6 +53,9 @@ class Sampling(BaseModel):
     def _possible(self) -> Sampling:
         if not self.vibrations and (self.modes or self.dimers):
             raise ValueError("frames along normal modes and dimers need vibrations: true")
+        scans = self.torsion_points and self.rotors
+        if not (self.minima or any(self.modes.values()) or any(self.dynamics.values()) or scans or self.dimers):
+            raise ValueError("neither minima, modes, dynamics, torsions nor dimers: no frame is asked for")
         return self
 
 
@@ -82,7 +85,8 @@ def read_smiles(file: Path) -> list[Request]:
     """From a text file: one SMILES a line, then, each if needed, a name and spin=N; empty lines and those from # on are
     skipped. From a .csv: the column smiles, and spin where there is one. Raises InputError where there is none."""
     if not file.is_file():
-        raise InputError(f"{file} does not exist; give a file with one SMILES a line")
+        wrong = "is a folder" if file.is_dir() else "does not exist"
+        raise InputError(f"{file} {wrong}; give a file with one SMILES a line")
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -118,8 +122,8 @@ def _spin(text: str, where: str) -> int | None:
 
 
 def source_smiles(source: str) -> list[Request]:
-    """SMILES of a collection: ``rdkit-nci``, 4,999 structures of the National Cancer Institute that RDKit carries; ``qm9``, the
-    4,002 molecules of the package's QM9 sample; or a store or file with SMILES. Raises InputError for anything else."""
+    """SMILES of a collection: ``rdkit-nci``, 4,999 structures of the National Cancer Institute that RDKit carries; ``qm9``, 3,799 of
+    the 4,002 molecules of the package's QM9 sample; or a store or file with SMILES. Raises InputError for anything else."""
     if source == RDKIT_NCI:
         require_rdkit()
         from rdkit import RDConfig
@@ -144,6 +148,7 @@ def source_smiles(source: str) -> list[Request]:
 
 def _qm9() -> Iterator[str]:
     """SMILES of the bundled QM9 minima, whose bonds are perceived by RDKit; the 5 % in which it fails are passed over."""
+    require_rdkit()
     from importlib import resources
 
     from rdkit import Chem, rdBase
@@ -216,10 +221,11 @@ def choose(
 
 def _passed_over(smiles: str, allowed: set[int], heavy_atoms: tuple[int, int] | None) -> bool:
     """Whether size or elements alone rule a SMILES out; in a collection most are, and reading them in full takes ten times as long."""
-    from rdkit import Chem, rdBase
-
     if not allowed and heavy_atoms is None:
         return False
+    require_rdkit()
+    from rdkit import Chem, rdBase
+
     with rdBase.BlockLogs():
         molecule = Chem.MolFromSmiles(smiles, sanitize=False)
     if molecule is None:

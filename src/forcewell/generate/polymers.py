@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from forcewell.generate.campaign import JobFailure, engine_of
 from forcewell.generate.conformers import conformers
@@ -34,11 +34,11 @@ class PolymerSampling(BaseModel):
     equilibration: fs. minima: relax to 0.01 eV/Å and keep the minima, too. largest: atoms; larger polymers are left out.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     loops: list[Repeats] = list(POLY24)
     chains: list[Repeats] = []
-    ends: tuple[str, str] = ENDS
+    ends: list[str] = list(ENDS)
     starts: int = Field(default=10, ge=1)
     minima: bool = True
     dynamics: Frames = {500: 100}
@@ -46,6 +46,12 @@ class PolymerSampling(BaseModel):
     timestep: float = Field(default=1.0, gt=0, le=LONGEST)
     equilibration: float = Field(default=1000.0, ge=0)
     largest: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _something(self) -> PolymerSampling:
+        if not self.minima and not any(self.dynamics.values()):
+            raise ValueError("neither minima nor dynamics: no frame is asked for")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +97,8 @@ def polymer_jobs(polymers: Sequence[Polymer], sampling: PolymerSampling, seed: i
     return jobs
 
 
-def polymer(arguments: dict[str, Any]) -> list[System]:
-    """Labelled frames of one start of one polymer: its minimum, and trajectories from it.
+def polymer(arguments: dict[str, Any]) -> tuple[list[System], dict[str, list[str]]]:
+    """Labelled frames of one start of one polymer: its minimum, and trajectories from it; by reason the kinds of those dropped.
 
     arguments: those of ``polymer_jobs``, with the engines as in ``sampling.molecule``. Frames carry the stereo that this start obtained.
 
@@ -105,9 +111,7 @@ def polymer(arguments: dict[str, Any]) -> list[System]:
     timing = {name: arguments[name] for name in ("spacing", "timestep", "equilibration")}
     for temperature, count in arguments["dynamics"].items():
         frames += job.trajectory(rest, float(temperature), count, **timing)
-    if not frames:
-        raise JobFailure("no frame of it could be labelled")
-    return frames
+    return job.made(frames)
 
 
 class _Start(Sampler):

@@ -18,7 +18,7 @@ from forcewell.generate.molecules_command import SETTINGS, campaign_settings, fr
 from forcewell.generate.planning import validated
 from forcewell.generate.polymer_cost import LAWS, TITLES, Cost, costs, law_of
 from forcewell.generate.polymers import PolymerSampling, polymer_jobs, polymers_of
-from forcewell.generate.ring_opening import ENDS, Opening, open_ring
+from forcewell.generate.ring_opening import ENDS, Opening, has_ring_double_bond, open_ring
 from forcewell.generate.species import bare, read_species
 
 
@@ -117,6 +117,8 @@ def poly24(
 
 def _told(title: str, opening: Opening) -> Opening:
     say(f"{title}: the {opening.bond} bond opens; repeat unit {opening.repeat_unit}, {opening.atoms} atoms")
+    if has_ring_double_bond(opening.smiles):
+        say(f"{title}: its ring has a double bond, which metathesis would open; that polymer is another one, and is not made here")
     return opening
 
 
@@ -131,7 +133,7 @@ def _campaign(
     for one in found:
         maker.check(bare(read_species(one.smiles)))
     jobs = [Job("polymer", arguments) for arguments in polymer_jobs(found, sampling, seed)]
-    say(f"{len(found)} polymers, {len(jobs)} starts")
+    say(f"{len(found)} polymer{'s' * (len(found) != 1)}, {len(jobs)} start{'s' * (len(jobs) != 1)}")
     if dry_run:
         for line in _estimate(costs(found, sampling), engine_name, sampler):
             say(line)
@@ -144,6 +146,7 @@ def _campaign(
     )  # fmt: skip
     for line in done.lines():
         say(line)
+    done.check()
 
 
 def _estimate(rows: Sequence[Cost], engine_name: str, sampler: str | None) -> list[str]:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from forcewell.conformers import require_rdkit
 from forcewell.engines import engine
+from forcewell.engines.base import labeller_of, mover_of
 from forcewell.errors import InputError
 from forcewell.generate.campaign import JobFailure
 from forcewell.generate.enthalpy import Average, Limit, PerUnit, average, endless, per_repeat_unit
@@ -20,6 +22,7 @@ from forcewell.store import Dataset, Store
 
 DYNAMICS, MINIMA = "molecular dynamics", "minimum"  # how the sources of such frames end
 LARGEST = 100  # repeat units
+LABELLING = "forcewell.generate.label:label"  # the work of a campaign that moves nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ def loops_in(molecules: list[str]) -> dict[str, dict[int, str]]:
     A molecule may be in several: four cyclopropanes and three cyclobutanes both close to cyclododecane. Monomers that have no loop
     here are left out.
     """
+    require_rdkit()
     from rdkit import Chem
 
     heavy, found = {smiles: Chem.MolFromSmiles(smiles).GetNumAtoms() for smiles in set(molecules)}, dict[str, dict[int, str]]()
@@ -68,10 +72,6 @@ def from_dynamics(data: Dataset, temperature: float | None = None) -> list[RingO
     Raises InputError where there are no trajectories of a monomer and a loop, frames of several levels or engines, too few
     frames, or where another engine moved the molecules than the one that gave the energies: its averages would be of neither.
     """
-    campaign = data.manifest["settings"].get("campaign", {}) if isinstance(data, Store) else {}
-    if campaign.get("sampler"):
-        moved, labelled = campaign["sampler"]["engine"], campaign["engine"]
-        raise InputError(f"{moved} moved these molecules and {labelled} labelled them: averages would be of neither; sample with one")
     rows = _rows(data, DYNAMICS)
     kelvin, number = data.column("property:temperature"), data.column("property:trajectory")
     time, energy, molecules = data.column("property:time"), data.column("energy"), _molecules(data, rows)
@@ -94,9 +94,12 @@ def from_minima(data: Dataset, temperature: float | None = None, progress: Calla
     gas, harmonic vibrations with their zero-point energies and rigid rotation included, by the engine that made the store.
 
     progress: told of each molecule before its vibrations, which cost six evaluations per atom. Raises InputError as ``from_dynamics``,
-    and where a molecule does not relax to a true minimum.
+    where no frame is flagged as a minimum of the level that labelled it, and where a molecule does not relax to a true minimum.
     """
     rows = _rows(data, MINIMA)
+    rows = rows[data.column("equilibrium")[rows] == 1]
+    if not len(rows):
+        raise InputError("none of its minima is flagged as one of the level that labelled it; sample with the engine that is to label")
     energy, molecules = data.column("energy"), _molecules(data, rows)
     known: dict[str, Average] = {}
 
@@ -121,7 +124,7 @@ def from_minima(data: Dataset, temperature: float | None = None, progress: Calla
 
 def _enthalpy(data: Dataset, row: int, temperature: float) -> float:
     system = data[row]
-    made = json.loads(system.engine) if system.engine else None
+    made = labeller_of(system.engine)
     if made is None:
         raise InputError("it does not say which engine made its minima, which the vibrations need; sample it with forcewell generate")
     maker = engine(made["engine"], **made["settings"])
@@ -159,16 +162,35 @@ def _openings(
 
 
 def _rows(data: Dataset, kind: str) -> np.ndarray:
-    """Rows of one kind with energies. Raises InputError where they are of several levels or engines, or there are none."""
+    """Rows of one kind with energies. Raises InputError where they are of several levels or engines, were moved by another level,
+    or there are none."""
     kinds = np.array([name.endswith(kind) for name in data.sources])
     rows = np.flatnonzero(kinds[data.column("source")] & np.isfinite(data.column("energy"))) if kinds.any() else np.zeros(0, dtype=int)
     if not len(rows):
         raise InputError(f"there are no energies of a {kind} in it; expected a store made by forcewell generate polymers")
-    for name, names in (("level", data.levels), ("engine", data.engines)):
-        met = sorted({names[code] for code in data.column(name)[rows].tolist()})
+    levels = {data.levels[code] for code in data.column("level")[rows].tolist()}
+    told = {data.engines[code] for code in data.column("engine")[rows].tolist()}
+    engines = {json.dumps(labeller_of(text), sort_keys=True, ensure_ascii=False) for text in told}
+    for name, met in (("level", levels), ("engine", engines)):
         if len(met) > 1:
-            raise InputError(f"its energies are of {len(met)} {name}s ({', '.join(met)}), which cannot be subtracted; expected one")
+            raise InputError(f"its energies are of {len(met)} {name}s ({', '.join(sorted(met))}), which cannot be subtracted; expected one")
+    for text in sorted(told):
+        _check_mover(data, text, next(iter(levels)))
     return rows
+
+
+def _check_mover(data: Dataset, provenance: str, level: str) -> None:
+    """Raises InputError where another level of theory moved the molecules than the one that labelled them.
+
+    Frames of other programs, which do not say what moved them, are taken as they are; not so where a campaign only labelled them.
+    """
+    campaign = data.manifest["settings"].get("campaign", {}) if isinstance(data, Store) else {}
+    mover = mover_of(provenance)  # older stores tell in the campaign alone
+    moved = mover["level"] if mover else (campaign.get("sampler") or {}).get("engine", level)
+    if moved != level:
+        raise InputError(f"{moved} moved these molecules and {level} labelled them: energies would be of neither; sample with one")
+    if mover is None and campaign.get("work") == LABELLING:
+        raise InputError(f"it does not say what moved these molecules before {level} labelled them; sample with the engine that labels")
 
 
 def _molecules(data: Dataset, rows: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ OPENINGS = {
     "S-S": "[SX2]-@[SX2]",
     "C-O": "[CX4]-@[OX2]",  # ethers, acetals
     "C-S": "[CX4]-@[SX2]",
-    "C-N": "[CX4]-@[NX3]",
+    "C-N": "[CX4]-@[NX3,NX4+]",
     "C-C": "[CX4]-@[CX4]",
 }
 ENDS = "*[H]", "*O"
@@ -47,9 +47,9 @@ def open_ring(monomer: str) -> Opening:
     A bond of a stereocentre or of a double bond with E and Z forms is never opened, since that would leave open what becomes
     of the stereo. Raises InputError where there is no bond to open, and as ``read_species`` does.
     """
+    species = read_species(monomer)
     from rdkit import Chem
 
-    species = read_species(monomer)
     molecule = Chem.MolFromSmiles(species.smiles)
     ranks, fixed = list(Chem.CanonicalRankAtoms(molecule)), _stereo_atoms(molecule)
     for kind, pattern in OPENINGS.items():
@@ -64,6 +64,13 @@ def open_ring(monomer: str) -> Opening:
     raise InputError(
         f"{species.smiles} has no ring that can be opened; expected a ring with a single bond between sp3 carbons, or to O, N, S, Si or P"
     )
+
+
+def has_ring_double_bond(smiles: str) -> bool:
+    """Whether a monomer has a double bond between carbons of a ring that is not aromatic: norbornene, cyclooctene."""
+    from rdkit import Chem
+
+    return Chem.MolFromSmiles(smiles).HasSubstructMatch(Chem.MolFromSmarts("[#6]=@[#6]"))
 
 
 def loop(opening: Opening, repeats: int) -> str:

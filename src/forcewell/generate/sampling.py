@@ -28,8 +28,8 @@ PAIRS = 300.0  # K at which the molecules of a dimer are displaced
 HIGH = 1.0  # eV above the best: a minimum of conformers that no temperature here reaches
 
 
-def molecule(arguments: dict[str, Any]) -> list[System]:
-    """Labelled frames of one molecule.
+def molecule(arguments: dict[str, Any]) -> tuple[list[System], dict[str, list[str]]]:
+    """Labelled frames of one molecule; and by reason the kinds of those that were dropped.
 
     arguments: smiles, spin, seed and of; what ``planning.Sampling`` declares, temperatures as text; ``campaign.engine_settings``, and under
     "sampler" those of another engine that moves the molecule, or None.
@@ -50,9 +50,7 @@ def molecule(arguments: dict[str, Any]) -> list[System]:
             frames += job.trajectory(modes, float(temperature), share, **timing)
     frames += job.torsions(minima[0], arguments["torsion_points"], arguments["rotors"])
     frames += job.dimers(minima, arguments["dimers"], arguments["partners"])
-    if not frames:
-        raise JobFailure("no frame of it could be labelled")
-    return frames
+    return job.made(frames)
 
 
 def _shares(count: int, parts: int) -> list[int]:
@@ -70,12 +68,14 @@ def _partner(smiles: str, maker: Engine) -> tuple[Species, Modes]:
 class Sampler:
     """What is sampled of one molecule. engine: moves it; labeller: labels its frames, the same or a dearer one.
 
-    ``generator`` makes all random choices. Frames are of a source named after their kind, with ``of`` before it.
+    ``generator`` makes all random choices. Frames are of a source named after their kind, with ``of`` before it. left_out: by reason
+    the kinds of frames that were dropped, one for each.
     """
 
     def __init__(self, species: Species, engine: Engine, labeller: Engine, seed: int, of: str = "") -> None:
         self.species, self.engine, self.labeller, self.seed, self.of = species, engine, labeller, seed, of
         self.generator = np.random.default_rng(seed)
+        self.left_out: dict[str, list[str]] = {}
 
     def minima(self, count: int, vibrations: bool = True) -> list[Modes]:
         """Up to ``count`` different minima with their normal modes (without ``vibrations`` none), best first; of those that the
@@ -114,9 +114,10 @@ class Sampler:
         """The minimum itself, flagged so; none where the label has forces left. Another engine's minimum is a frame like others."""
         own = self.labeller is self.engine
         frame = self._labelled(modes.minimum, "minimum", equilibrium=own)
-        if frame is None or (own and np.abs(frame.arrays["forces"]).max() > REST):
+        if frame is not None and own and np.abs(frame.arrays["forces"]).max() > REST:
+            self._leave_out(f"a minimum whose label has forces above {REST} eV/Å", "minimum")
             return []
-        return [frame]
+        return [frame] if frame is not None else []
 
     def _thermal_start(self, modes: Modes, temperature: float) -> np.ndarray | None:
         """Positions displaced along the modes in which all bonds are kept; None where ten tries gave none."""
@@ -131,7 +132,7 @@ class Sampler:
         limit = ABOVE * 0.5 * len(modes.frequencies) * thermal_energy(temperature)
         if not count or not len(modes.frequencies):
             return []
-        bottom = self.labeller.label(modes.minimum).energy
+        bottom, before = self.labeller.label(modes.minimum).energy, self._number_left_out
         for positions in sample_modes(modes, temperature, 3 * count, self.generator):
             if len(frames) == count:
                 break
@@ -139,6 +140,9 @@ class Sampler:
                 frame = self._labelled(moved(modes.minimum, positions), "normal modes", temperature=temperature)
                 if frame is not None and frame.arrays["energy"] - bottom < limit:
                     frames.append(frame)
+        # What was replaced by a later try is not missing.
+        missing = count - len(frames) - (self._number_left_out - before)
+        self._leave_out("other bonds or too high an energy in three times as many tries", "normal modes", missing)
         return frames
 
     def trajectory(
@@ -146,6 +150,8 @@ class Sampler:
     ) -> list[System]:
         """``count`` frames of molecular dynamics, fewer where a bond breaks before."""
         start = self._thermal_start(modes, temperature)
+        if start is None:
+            self._leave_out("no displaced start in ten tries that keeps its bonds", "molecular dynamics", count)
         if not count or start is None or len(start) < 2:
             return []
         seed = int(self.generator.integers(2**31))
@@ -153,13 +159,17 @@ class Sampler:
             moved(modes.minimum, start), self.engine, temperature, frames=count, seed=seed, bonds=self.species.bonds,
             spacing=spacing, timestep=timestep, equilibration=equilibration,
         )  # fmt: skip
+        self._leave_out("the trajectory ended before: a bond changed or the engine failed", "molecular dynamics", count - len(frames))
         where = {"temperature": temperature, "seed": seed, "trajectory": seed}
         made = [self._labelled(frame, "molecular dynamics", time=time, **where) for time, frame in frames]
         return [frame for frame in made if frame is not None]
 
     def torsions(self, modes: Modes, points: int, rotors: int) -> list[System]:
         """Points of relaxed scans of the first ``rotors`` rotatable bonds of a minimum."""
-        scanned = scan_torsions(self.species, modes.minimum, self.engine, points, rotors) if points and rotors else []
+        if not points or not rotors:
+            return []
+        scanned, missing = scan_torsions(self.species, modes.minimum, self.engine, points, rotors)
+        self._leave_out("the point could not be relaxed with its bonds", "torsion scan", missing)
         made = [self._labelled(frame, "torsion scan") for _, _, frame in scanned]
         return [frame for frame in made if frame is not None]
 
@@ -178,15 +188,33 @@ class Sampler:
             if intact(bonds, both.numbers, both.positions):
                 frame = self._labelled(both, "dimer", temperature=temperature)
                 frames += [frame] if frame is not None else []
+            else:
+                self._leave_out("the two molecules overlap", "dimer")
         return frames
+
+    def made(self, frames: list[System]) -> tuple[list[System], dict[str, list[str]]]:
+        """The frames and what was left out. Raises JobFailure with the first reason where there are no frames."""
+        if not frames:
+            raise JobFailure(f"no frame of it could be labelled: {next(iter(self.left_out), 'it has no vibrations')}")
+        return frames, self.left_out
+
+    def _leave_out(self, reason: str, kind: str, number: int = 1) -> None:
+        if number > 0:
+            self.left_out.setdefault(reason, []).extend([kind] * number)
+
+    @property
+    def _number_left_out(self) -> int:
+        return sum(map(len, self.left_out.values()))
 
     def _labelled(self, system: System, kind: str, **known: Any) -> System | None:
         """A frame with its labels and where it is from; None where the engine fails or a force is beyond any molecule's."""
         try:
-            frame = labelled(system, self.labeller, **{"seed": self.seed, "equilibrium": False, **known})
-        except EngineFailure:
+            frame = labelled(system, self.labeller, moved_by=self.engine, **{"seed": self.seed, "equilibrium": False, **known})
+        except EngineFailure as failure:
+            self._leave_out(str(failure), kind)
             return None
         forces = frame.arrays["forces"]
         if not np.isfinite(forces).all() or np.linalg.norm(forces, axis=1).max() > LARGEST:
+            self._leave_out(f"forces above {LARGEST:g} eV/Å", kind)
             return None
         return dataclasses.replace(frame, source=f"{self.of} {kind}".strip())

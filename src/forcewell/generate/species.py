@@ -67,7 +67,7 @@ def read_species(smiles: str, spin: int | None = None, neutralise: bool = False)
         fragments = len(Chem.GetMolFrags(molecule))
         if fragments > 1:
             raise InputError(f"{shown} has {fragments} fragments; expected one molecule (complexes are made by sampling dimers)")
-        if neutralise and Chem.GetFormalCharge(molecule):
+        if neutralise and _charged(molecule):
             molecule = _neutral(molecule, shown)
         canonical = Chem.MolToSmiles(molecule)
         # Read again, so that the atoms are in the order in which ``conformers.embed`` will have them.
@@ -76,7 +76,7 @@ def read_species(smiles: str, spin: int | None = None, neutralise: bool = False)
     unpaired = sum(atom.GetNumRadicalElectrons() for atom in atoms)
     if unpaired and spin is None:
         known = f"a radical with {unpaired} unpaired electron{'s' * (unpaired > 1)}"
-        raise InputError(f"{shown} is {known}; say its spin multiplicity to have it sampled (spin={unpaired + 1} after the SMILES)")
+        raise InputError(f"{shown} is {known}; expected a closed shell, or a file of --smiles with spin={unpaired + 1} after it")
     numbers = np.array([atom.GetAtomicNum() for atom in atoms])
     if not numbers.all():
         raise InputError(f"{shown} has a dummy atom (*), which is no element")
@@ -116,11 +116,21 @@ def _neutral(molecule: Any, shown: str) -> Any:
     left = Chem.GetFormalCharge(changed)
     if left:
         raise InputError(f"{shown} cannot be neutralised by moving protons: a charge of {left:+d} stays")
+    apart = ", ".join(f"{atom.GetFormalCharge():+d} at {atom.GetSymbol()}" for atom in _charged(changed))
+    if apart:
+        raise InputError(f"{shown} cannot be neutralised by moving protons: {apart} stay")
     return changed
 
 
+def _charged(molecule: Any) -> list[Any]:
+    """Atoms with a formal charge that no neighbour has the opposite of; those of a nitro group, say, are a way of writing."""
+    charged = [atom for atom in molecule.GetAtoms() if atom.GetFormalCharge()]
+    return [atom for atom in charged if all(atom.GetFormalCharge() * other.GetFormalCharge() >= 0 for other in atom.GetNeighbors())]
+
+
 def without_stereo(smiles: str) -> str:
-    """Canonical SMILES without stereo marks."""
+    """Canonical SMILES without stereo marks. Raises InputError where RDKit is missing."""
+    require_rdkit()
     from rdkit import Chem
 
     molecule = Chem.MolFromSmiles(smiles)

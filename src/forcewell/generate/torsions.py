@@ -19,8 +19,10 @@ FORCE = 0.05  # eV/Å: the frames are labelled, so they need not be exact minima
 STEPS = 150
 
 
-def scan_torsions(species: Species, minimum: System, engine: Engine, points: int, rotors: int) -> list[tuple[str, float, System]]:
-    """(dihedral as "i-j-k-l", angle in degrees, conformation) of relaxed scans, unlabelled.
+def scan_torsions(
+    species: Species, minimum: System, engine: Engine, points: int, rotors: int
+) -> tuple[list[tuple[str, float, System]], int]:
+    """(dihedral as "i-j-k-l", angle in degrees, conformation) of relaxed scans, unlabelled; and how many points were left out.
 
     Each of the first ``rotors`` rotatable bonds is turned from its angle in the minimum through 360 degrees in ``points``
     steps; at each, everything but the dihedral is relaxed. Points that cannot be, or in which bonds break, are left out.
@@ -30,7 +32,8 @@ def scan_torsions(species: Species, minimum: System, engine: Engine, points: int
 
     fragments = fragments_of(minimum.smiles, species.numbers, minimum.positions)
     found: list[tuple[str, float, System]] = []
-    for origin, end, side in rotatable(species.numbers, minimum.positions, species.bonds, fragments)[:rotors]:
+    scanned = rotatable(species.numbers, minimum.positions, species.bonds, fragments)[:rotors]
+    for origin, end, side in scanned:
         dihedral = [_neighbour(species, origin, end), origin, end, _neighbour(species, end, origin)]
         a, b, c, d = minimum.positions[dihedral]
         first = float(get_dihedrals([b - a], [c - b], [d - c])[0])
@@ -46,7 +49,7 @@ def scan_torsions(species: Species, minimum: System, engine: Engine, points: int
             if intact(species.bonds, species.numbers, frame.positions):
                 place = frame.positions
                 found.append(("-".join(map(str, dihedral)), angle, frame))
-    return found
+    return found, len(scanned) * (points - 1) - len(found)
 
 
 def _neighbour(species: Species, atom: int, other: int) -> int:

@@ -12,14 +12,10 @@
 
 #include "model.h"
 #include "tape.h"
+#include "machine.h"
 namespace {
 #include "dynamics.h"
 }
-
-extern const Kernel kernel_portable;
-#if defined(__x86_64__)
-extern const Kernel kernel_avx2, kernel_avx512;
-#endif
 
 namespace {
 
@@ -217,30 +213,20 @@ void by_chunks(long chunks, long threads, Helpers helpers, Work work) {
 
 extern "C" {
 
-// Floats per vector of the widest instruction set here that the sizes are multiples of; 0 where none is.
-long forcewell_width(const long* sizes, long most) {
+// The best instruction set here, at most `most`, that the sizes are multiples of; 0 where none is.
+long forcewell_instructions(const long* sizes, long most) {
     const long channels = sizes[0], heads = sizes[2], radial = sizes[3];
-    auto fits = [&](long width) {
-        return width <= most && channels / heads % width == 0 && channels % (2 * width) == 0 && radial % width == 0 && heads <= 64;
-    };
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") && fits(16))
-        return 16;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && fits(8)) return 8;
-#endif
-    return fits(4) ? 4 : 0;
+    auto fits = [&](long width) { return channels / heads % width == 0 && channels % (2 * width) == 0 && radial % width == 0 && heads <= 64; };
+    for (const long set : {AMX, AVX512, AVX2, PORTABLE})
+        if (set <= most && fits(floats_of(set)) && kernel_of(set)) return set;
+    return 0;
 }
 
 // sizes: channels, layers, heads, radial. `own_basis`: the radial basis at r = 0. means and betas are copied. half: the weights of
 // all linear maps but the read-out's are rounded to bfloat16.
-void* forcewell_create(long width, const long* sizes, double cutoff, double softening, const float* means, const float* betas, const double* own_basis, long half) {
+void* forcewell_create(long instructions, const long* sizes, double cutoff, double softening, const float* means, const float* betas, const double* own_basis, long half) {
     Model* m = new Model;
-    m->kernel = &kernel_portable;
-#if defined(__x86_64__)
-    if (width == 16) m->kernel = &kernel_avx512;
-    if (width == 8) m->kernel = &kernel_avx2;
-#endif
+    m->kernel = kernel_of(instructions);
     Weights& w = m->w;
     memset((void*)&w, 0, sizeof w);
     w.s = {sizes[0], sizes[1], sizes[2], sizes[3], cutoff, softening};
@@ -250,8 +236,9 @@ void* forcewell_create(long width, const long* sizes, double cutoff, double soft
     w.means = copies[0], w.betas = copies[1], w.own_basis = m->floats(R);
     m->own_basis.assign(own_basis, own_basis + R);
     auto linear = [&](Linear& f, long in, long out) {
+        const long whole = (in + 31) / 32 * 32 * ((out + 31) / 32 * 32), space = half ? whole / 2 : whole;
         f.in = in, f.out = out, f.half = half;
-        f.forward_panels = m->floats(half ? in * out / 2 : in * out), f.backward_panels = m->floats(half ? in * out / 2 : in * out);
+        f.forward_panels = m->floats(space), f.backward_panels = m->floats(space);
     };
     linear(w.neighbour_filter, R, C), linear(w.combine, 2 * C, C);
     w.layer = (Layer*)m->floats(sizes[1] * sizeof(Layer) / sizeof(float));

@@ -1,6 +1,7 @@
 // Matrix products with small row counts: C (M, N) = A (M, K) B (K, N), B in panels of TILE vectors of columns, floats or
 // bfloat16 (S), which is widened on loading.
 
+namespace by_vectors {
 // Tiles of 6 rows: 24 accumulators of 32 registers with AVX-512, 12 of 16 elsewhere.
 enum { TILE = VL == 16 ? 4 : 2, PANEL = TILE * VL, ROWS = 6 };
 
@@ -91,12 +92,18 @@ static void product(long M, long N, long K, const float* A, long lda, const S* p
     }
 }
 
-// G (N, K) += Y (M, N)^T X (M, K): the gradient of a weight matrix.
 static void outer(long M, long N, long K, const float* Y, long ldy, const float* X, long ldx, float* G) {
     for (long k = 0; k < K; k += PANEL) {
         int width = K - k < PANEL ? K - k : PANEL;
         panel<true>(width / VL, N, M, Y, ldy, X + k, ldx, 0, true, G + k, K);
     }
+}
+
+// G (N, K) += ybar (M, N)^T x (M, K): the derivative of a weight matrix's gradient, ybar.d^T x.v + ybar.v^T x.d, the latter where
+// there is x.d.
+static inline void outer(long M, long N, long K, Array ybar, long ldy, Array x, long ldx, float* G) {
+    outer(M, N, K, ybar.d, ldy, x.v, ldx, G);
+    if (x.d) outer(M, N, K, ybar.v, ldy, x.d, ldx, G);
 }
 
 static inline void write(float* row, long, long w, float x) { row[w] = x; }
@@ -113,36 +120,4 @@ static void pack(long K, long N, const float* from, long row, long column, S* to
             for (long w = 0; w < width; w++) write(to, width, w, from[k * row + (n + w) * column]);
     }
 }
-
-// Y = X W^T + bias
-static void product_forward(const Linear& f, long M, const float* X, long ldx, const float* bias, float* Y) {
-    if (f.half)
-        product(M, f.out, f.in, X, ldx, (const Half*)f.forward_panels, bias, false, Y, f.out);
-    else
-        product(M, f.out, f.in, X, ldx, (const float*)f.forward_panels, bias, false, Y, f.out);
-}
-// X (+)= Y W
-static void product_back(const Linear& f, long M, const float* Y, float* X, long ldx, bool accumulate) {
-    if (f.half)
-        product(M, f.in, f.out, Y, f.out, (const Half*)f.backward_panels, 0, accumulate, X, ldx);
-    else
-        product(M, f.in, f.out, Y, f.out, (const float*)f.backward_panels, 0, accumulate, X, ldx);
-}
-
-template <bool D>
-static inline void apply(const Linear& f, long M, Array x, long ldx, Array y) {
-    product_forward(f, M, written<D>(x), ldx, D ? 0 : f.b, written<D>(y));
-}
-// xbar (+)= ybar W
-template <bool D>
-static inline void apply_back(const Linear& f, long M, Array ybar, Array xbar, long ldx, bool accumulate) {
-    product_back(f, M, written<D>(ybar), written<D>(xbar), ldx, accumulate);
-}
-// The derivative of the outer product of ybar and x, and of the sum of ybar.
-static inline void gradient(const Linear& f, long M, Array ybar, Array x, long ldx) {
-    outer(M, f.out, f.in, ybar.d, f.out, x.v, ldx, f.gw);
-    if (x.d) outer(M, f.out, f.in, ybar.v, f.out, x.d, ldx, f.gw);
-    if (!f.b) return;
-    for (long m = 0; m < M; m++)
-        for (long n = 0; n < f.out; n += VL) store(f.gb + n, load(f.gb + n) + load(ybar.d + m * f.out + n));
 }

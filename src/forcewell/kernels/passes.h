@@ -80,6 +80,15 @@ static void displace(const Weights& w, Tape& t, const float* displacement) {
     }
 }
 
+// Filters before SiLU of a block of pairs, computed or as they were kept.
+template <bool D>
+static inline Array block_filters(const Sizes& s, const Layer& f, Tape& t, LayerTape& l, long p, bool compute) {
+    const long count = t.pairs - p < BLOCK ? t.pairs - p : BLOCK;
+    const Array filter = keeps_filters(t.train, s) ? l.filter.at(p * 4 * s.channels) : t.filter_bar;
+    if (compute) apply<D>(f.filters, count, t.basis.at(p * s.radial), s.radial, filter);
+    return filter;
+}
+
 // Messages along the part's pairs, into `summed` (N, C) and `vectors` (N, 3, C). t: those pairs with all atoms.
 template <bool D, bool vec>
 static void messages(const Sizes& s, const Layer& f, Tape& t, LayerTape& l, Array before, Array summed, Array vectors) {
@@ -87,12 +96,8 @@ static void messages(const Sizes& s, const Layer& f, Tape& t, LayerTape& l, Arra
     Heads<D> heads;
     Num<D> u[3], back[3];
     for (long p = 0; p < P; p++) {
-        const long i = t.first[p], j = t.second[p], at = p * heads_row(2 * H);
-        if (p % BLOCK == 0) {
-            const long count = P - p < BLOCK ? P - p : BLOCK;
-            apply<D>(f.filters, count, t.basis.at(p * s.radial), s.radial, l.filter.at(p * 4 * C));
-        }
-        activate_filters<D>(C, l.filter, p * 4 * C, t.filters);
+        const long i = t.first[p], j = t.second[p], at = p * heads_row(2 * H), place = p % BLOCK;
+        activate_filters<D>(C, block_filters<D>(s, f, t, l, p - place, !place), place * 4 * C, t.filters);
         logits<D>(s, l.qkv, t.filters, i, j, l.logits, at);
         logits<D>(s, l.qkv, t.filters, j, i, l.logits, at + H);
         const Num<D> envelope = one<D>(t.envelope, p);

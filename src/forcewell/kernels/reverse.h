@@ -29,15 +29,16 @@ static void messages_back(const Sizes& s, const Layer& f, Tape& t, LayerTape& l,
     Num<D> u[3], back[3];
     for (long p = 0; p < P; p++) {
         const long i = t.first[p], j = t.second[p], at = p * heads_row(2 * H), place = p % BLOCK;
+        const Array filter = block_filters<D>(s, f, t, l, p - place, !place && !keeps_filters(t.train, s));
         r.filters_bar = t.filter_bar.at(place * 4 * C);
-        clear_both<D>(r.filters_bar, 4 * C);
         r.envelope_bar = vf{};
         for (int k = 0; k < 3; k++) r.direction_bar[k] = vf{};
         for (long c = 0; c < 4 * C; c += VL) {
-            const Silu<D> a = silu(get<D>(l.filter, p * 4 * C + c));
+            const Silu<D> a = silu(get<D>(filter, place * 4 * C + c));
             put_both<D>(t.filters, c, a.value);
             put_both<D>(t.slopes, c, a.slope);
         }
+        clear_both<D>(r.filters_bar, 4 * C);  // which may have been the filter's place
         attention_back<D>(s, l.qkv, t.filters, l.summed_bar, i, j, bar.array(), 0);
         attention_back<D>(s, l.qkv, t.filters, l.summed_bar, j, i, bar.array(), H);
         const Num<D> envelope = one<D>(t.envelope, p);
@@ -94,7 +95,7 @@ static void own_messages_back(const Weights& w, const Layer& f, Tape& t, LayerTa
             const Dual g = get<true>(t.filter_bar, c) * silu(get<true>(own, c)).slope;
             store(t.filter_bar.d + c, g.d);
         }
-        outer(1, 4 * C, s.radial, t.filter_bar.d, 4 * C, w.own_basis, s.radial, f.filters.gw);
+        products::outer(1, 4 * C, s.radial, t.filter_bar, 4 * C, {w.own_basis, 0}, s.radial, f.filters.gw);
         for (long c = 0; c < 4 * C; c += VL) store(f.filters.gb + c, load(f.filters.gb + c) + load(t.filter_bar.d + c));
     }
 }

@@ -18,11 +18,11 @@ struct Arena {
 
 // Every array of a layer with its numbers per atom, or per pair. `below`: is there a layer before it?
 template <class Atoms, class Pairs>
-void walk(LayerTape& l, const Sizes& s, bool below, Atoms atoms, Pairs pairs) {
+void walk(LayerTape& l, const Sizes& s, bool below, bool train, Atoms atoms, Pairs pairs) {
     const long C = s.channels;
     atoms(l.xhat, C), atoms(l.rstd, 1), atoms(l.qkv, 5 * C), atoms(l.own_logits, heads_row(s.heads)), atoms(l.summed, C), atoms(l.out, 3 * C);
     atoms(l.vectors, 3 * C), atoms(l.mapped, below ? 9 * C : 0);
-    pairs(l.logits, heads_row(2 * s.heads)), pairs(l.filter, 4 * C);
+    pairs(l.logits, heads_row(2 * s.heads)), pairs(l.filter, keeps_filters(train, s) ? 4 * C : 0);
 }
 
 template <class Atoms>
@@ -66,7 +66,7 @@ static void look(const Tape& t, const Sizes& s, Part& p) {
     a.layer = p.atom_layers, b.layer = p.pair_layers;
     for (long l = 0; l < s.layers; l++) {
         a.layer[l] = b.layer[l] = t.layer[l];
-        walk(a.layer[l], s, l > 0, atoms, none), walk(b.layer[l], s, l > 0, none, pairs);
+        walk(a.layer[l], s, l > 0, t.train, atoms, none), walk(b.layer[l], s, l > 0, t.train, none, pairs);
         walk_adjoints(a.layer[l], s, atoms);
     }
 }
@@ -86,7 +86,7 @@ static long place(Tape& t, const Sizes& s, char* base) {
     LayerTape sink;
     for (long l = 0; l < s.layers; l++) {
         LayerTape& k = base ? layer[l] : sink;
-        walk(k, s, l > 0, atoms, pairs);
+        walk(k, s, l > 0, t.train, atoms, pairs);
         if (t.train || l < 2)
             walk_adjoints(k, s, atoms);
         else if (base) {

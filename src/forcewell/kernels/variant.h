@@ -1,4 +1,5 @@
 // All kernels for one instruction set. The including file sets VL (floats per vector) and the compiler's target, and exports KERNEL.
+// With TILES, matrix products are by AMX tiles.
 
 #include <sched.h>
 
@@ -7,19 +8,18 @@
 namespace {
 #include "numbers.h"
 #include "matrix.h"
+#if defined(TILES)
+#include "tiles.h"
+namespace products = by_tiles;
+static inline void leave() { _tile_release(); }  // else each change of threads would save 8 KiB
+#else
+namespace products = by_vectors;
+static inline void leave() {}
+#endif
+#include "linear.h"
 #include "layers.h"
 #include "passes.h"
 #include "reverse.h"
-
-void pack_linear(const Linear& f) {
-    if (f.half) {
-        pack(f.in, f.out, f.w, 1, f.in, (Half*)f.forward_panels);
-        pack(f.out, f.in, f.w, f.in, 1, (Half*)f.backward_panels);
-    } else {
-        pack(f.in, f.out, f.w, 1, f.in, (float*)f.forward_panels);
-        pack(f.out, f.in, f.w, f.in, 1, (float*)f.backward_panels);
-    }
-}
 
 void load_weights(Weights& w, const double* own_basis) {
     const Sizes& s = w.s;
@@ -32,17 +32,20 @@ void load_weights(Weights& w, const double* own_basis) {
         for (const Linear* g : own) pack_linear(*g);
         product_forward(f.filters, 1, w.own_basis, s.radial, f.filters.b, f.own);
     }
+    leave();
 }
 
 void run_forward(const Weights& w, Part& p, const double* positions, const double* offsets, float* energies) {
     geometry(w, p.pairs, positions, offsets ? offsets + 3 * p.first_pair : 0);
     forward<false>(w, p, energies + p.first_atom);
+    leave();
 }
 
 // Seeds: derivative of the loss by each atom's energy in t.seed.d, the energy's own adjoint (1) in t.seed.v.
 void run_forces(const Weights& w, Part& p, float* out) {
     for (long n = 0; n < p.atoms.atoms; n++) p.atoms.seed.v[n] = 1.0f;
     backward<false>(w, p);
+    leave();
     forces(w, p, out);
 }
 
@@ -56,6 +59,7 @@ void run_training(const Weights& w, Part& p, const float* displacement) {
     displace(w, t, displacement);
     forward<true>(w, p, 0);
     backward<true>(w, p);
+    leave();
 }
 }
 

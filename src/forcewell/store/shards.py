@@ -75,7 +75,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a store. Raises InputError where there is none or it is damaged."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder} is not a Forcewell store: it has no {MANIFEST}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{folder / MANIFEST} is damaged ({error}); import the data again") from None
