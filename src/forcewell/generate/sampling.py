@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -42,8 +41,7 @@ def molecule(arguments: dict[str, Any]) -> tuple[list[System], dict[str, list[st
     frames = [frame for modes in minima for frame in job.minimum(modes)] if arguments["minima"] else []
     for temperature, count in arguments["modes"].items():
         for modes, share in zip(minima, _shares(count, len(minima)), strict=True):
-            with suppress(EngineFailure):  # of the minimum itself, whose label says how high a frame is
-                frames += job.thermal(modes, float(temperature), share)
+            frames += job.thermal(modes, float(temperature), share)
     timing = {name: arguments[name] for name in ("spacing", "timestep", "equilibration")}
     for temperature, count in arguments["dynamics"].items():
         for modes, share in zip(minima, _shares(count, len(minima)), strict=True):
@@ -132,7 +130,11 @@ class Sampler:
         limit = ABOVE * 0.5 * len(modes.frequencies) * thermal_energy(temperature)
         if not count or not len(modes.frequencies):
             return []
-        bottom, before = self.labeller.label(modes.minimum).energy, self._number_left_out
+        try:
+            bottom, before = self.labeller.label(modes.minimum).energy, self._number_left_out
+        except EngineFailure as failure:
+            self._leave_out(str(failure), "normal modes", count)
+            return []
         for positions in sample_modes(modes, temperature, 3 * count, self.generator):
             if len(frames) == count:
                 break
@@ -159,7 +161,8 @@ class Sampler:
             moved(modes.minimum, start), self.engine, temperature, frames=count, seed=seed, bonds=self.species.bonds,
             spacing=spacing, timestep=timestep, equilibration=equilibration,
         )  # fmt: skip
-        self._leave_out("the trajectory ended before: a bond changed or the engine failed", "molecular dynamics", count - len(frames))
+        why = f"the trajectory at {temperature:g} K, {timestep:g} fs a step, ended before: a bond changed or the engine failed"
+        self._leave_out(why, "molecular dynamics", count - len(frames))
         where = {"temperature": temperature, "seed": seed, "trajectory": seed}
         made = [self._labelled(frame, "molecular dynamics", time=time, **where) for time, frame in frames]
         return [frame for frame in made if frame is not None]
