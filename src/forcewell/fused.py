@@ -52,7 +52,8 @@ def _count_step(*_: Any) -> None:
 def instructions(encoder: nn.Module, head: nn.Module, most: int | None = None) -> int:
     """The best of ``INSTRUCTIONS``, at most ``most``, that this machine and the kernels have for an encoder and a head; 0: none.
 
-    Without ``most``, AMX only from 128 channels on: it lowers the clock of all that is not a product, which costs smaller models up to 13 %.
+    Without ``most``, AMX only from 128 channels on: it lowers the clock of all that is not a product, which costs smaller
+    models up to 13 %.
     """
     found = functions()
     if found is None or not isinstance(encoder, EquivariantTransformer) or type(head) is not EquivariantScalar:
