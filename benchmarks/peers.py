@@ -32,6 +32,7 @@ PACKAGES: dict[str, list[list[str]]] = {
     "schnetpack": [
         ["--no-deps", "schnetpack==2.1.1"],
         ["ase", "numpy", "hydra-core", "torchmetrics", "pytorch_lightning", "h5py", "tqdm", "dirsync", "fasteners", "matscipy"],
+        ["torch_ema"],
     ],
 }
 PEERS = {  # model: environment and what it is

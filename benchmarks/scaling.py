@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/scaling.py [--model forcewell-small] [--out docs/scaling] [--largest 20000] [--only atoms threads]
 
 Each point is a process of its own, so that its peak memory is its own, and is kept in OUT/scaling.json at once: the same command goes
-on where it was stopped. Least of three rounds: CPU time, and for several threads wall time, which wants a quiet machine. About 20
+on where it was stopped. Least of three rounds: CPU time, and for several threads wall time, which wants a quiet machine. About 5 to 20
 minutes on two quiet cores with the packaged model. Plots: OUT/atoms.svg, replicas.svg, batch.svg, threads.svg.
 """
 
@@ -78,6 +78,28 @@ def plot(kind: str, rows: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
+def plot_threads(kind: str, rows: list[dict[str, Any]], path: Path) -> None:
+    """Times as fast as with one thread."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "forcewell"
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(3.5, 2.8), layout="constrained")
+    most = max(row[kind] for row in rows)
+    axes.plot([1, most], [1, most], ":", color="grey", label="ideal")
+    for (copies, replicas), colour in zip(THREADED, ("#1f5fa8", "#a8431f"), strict=True):
+        mine = sorted((row[kind], row["ms"]) for row in rows if (row["copies"], row["replicas"]) == (copies, replicas))
+        label = f"{replicas} replicas of ethanol" if copies == 1 else f"one system of {9 * copies} atoms"
+        axes.plot([count for count, _ in mine], [mine[0][1] / ms for _, ms in mine], "o-", color=colour, markersize=4, label=label)
+    axes.set(xlabel="threads", ylabel="times as fast", xticks=range(1, most + 1))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
 def main() -> None:
     """Measures what is missing, then draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -107,8 +129,9 @@ def main() -> None:
             print(f"{kind:9s} {wanted}  {result['ms']:10.2f} ms  {result['memory_mb']:8.0f} MB", flush=True)
             file.write_text(json.dumps(rows, indent=1) + "\n")
         mine = [row for row in rows if row["kind"] == kind and row["model"] == given.model]
-        if mine and kind != "threads":
-            plot(kind, sorted(mine, key=lambda row: (row["copies"], row["replicas"])), given.out / f"{kind}.svg")
+        if mine:
+            draw = plot_threads if kind == "threads" else plot
+            draw(kind, sorted(mine, key=lambda row: (row["copies"], row["replicas"])), given.out / f"{kind}.svg")
 
 
 if __name__ == "__main__":
