@@ -176,6 +176,15 @@ def test_the_bundled_sample(tmp_path: Path) -> None:
     assert not excluded(store.block(np.arange(len(store))), list(BENCHMARK)).any()
 
 
+def test_the_bundled_dft_frames(tmp_path: Path) -> None:
+    """Forces are minus the slope of the energies along trajectories and modes, judged by the doctor; none is of a minimum."""
+    store = Store(bundled("corpus-dft", tmp_path))
+    assert len(store) >= 500 and store.levels == ["wB97X/6-31G*"] and set(store.sources) == {"normal modes", "molecular dynamics"}
+    assert check(store, "bundled:corpus-dft").ok
+    block = store.block(np.arange(len(store)))
+    assert not excluded(block, list(BENCHMARK)).any() and not block.arrays["equilibrium"].any()
+
+
 def test_training_does_not_search_a_campaign_for_benchmark_molecules_again(corpus: Path) -> None:
     data = Store(corpus)
     assert _import_left_out(data, BENCHMARK) and not _import_left_out(data, ["toluene"])

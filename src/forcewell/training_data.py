@@ -23,6 +23,7 @@ BUNDLED = {
     "qm7x": ("qm7x", ("qm7x_hand.npz",), False),
     "s66x8": ("s66x8", ("s66x8.npz",), False),
     "corpus": ("generated", ("corpus.npz",), False),
+    "corpus-dft": ("generated", ("corpus_dft.npz",), False),
     "ethanol": ("rmd17", ("rmd17_ethanol_train_01.npz",), True),
     "ethanol-test": ("rmd17", ("rmd17_ethanol_test_01.npz",), True),
 }
