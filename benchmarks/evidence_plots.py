@@ -39,7 +39,8 @@ def against_frames(results: list[dict[str, Any]], path: Path, steps: int) -> Non
             x, y = [row["frames"] for row in rows], [row["force_mae"] for row in rows]
             one.loglog(x, y, "o-", color=_colour(results, number), label=label)
         one.set(xlabel="frames of training", xticks=FRAMES, xticklabels=FRAMES)
-        one.minorticks_off()
+        one.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+        _plain(one)
     axes[0].legend(fontsize=7)
     figure.savefig(path, metadata={"Date": None})
 
@@ -55,8 +56,15 @@ def curves(results: list[dict[str, Any]], path: Path, steps: int) -> None:
                     label = result["arm"] if result["seed"] == 0 and count == 950 else None
                     one.semilogy(x, y, line, color=_colour(results, number), linewidth=1, label=label)
         one.set(xlabel="step of fine-tuning")
+        _plain(one)
     axes[0].legend(fontsize=7)
     figure.savefig(path, metadata={"Date": None})
+
+
+def _plain(axes: Any) -> None:
+    """Errors as 20 and 30, not as powers of ten."""
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
 
 
 def _colour(results: list[dict[str, Any]], number: int) -> str:
