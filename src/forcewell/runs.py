@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from forcewell.checkpoint import load_model, save_model, training_hashes, write_bytes
 from forcewell.config import RunConfig, dump_config, load_config
@@ -176,8 +175,6 @@ def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) 
             save_model(out / MODEL, best, hashes=hashes, training=description["training"], **details)
         say(f"best model: {out / MODEL} (step {description['training']['step']})")
     fabric.barrier()
-    if dist.is_initialized():
-        dist.destroy_process_group()  # the one that ends later may abort on closed connections otherwise (an abort was seen once)
     return out / MODEL
 
 
