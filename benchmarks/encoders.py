@@ -1,9 +1,10 @@
-"""A training step on forces of the encoders without kernels of their own: PyTorch beside the compiled step, in turns in one process.
+"""Steps of encoders without kernels of their own: PyTorch beside the compiled step, in turns in one process.
 
-Usage: .venv/bin/python benchmarks/encoders.py ENCODER [--size small|full] [--layers 1] [--threads 1] [--rounds 5] [--plain]
-Sizes: small is that of the recipes for two cores (wang-...-small, gao-forcefield-small), full the published one. 16 QM7-X molecules.
+Usage: .venv/bin/python benchmarks/encoders.py ENCODER [--size small|full] [--layers 1] [--threads 1] [--rounds 5] [--plain] [--forces 1]
+Sizes: small is that of the recipes for two cores (wang-...-small, gao-forcefield-small), full the published one. A training step on
+forces of 16 QM7-X molecules; with --forces N, energies and forces of N aspirins, as in molecular dynamics, neighbours included.
 CPU milliseconds, the least of the rounds. Compiling takes minutes, and PyTorch keeps what it compiled: set TORCHINDUCTOR_CACHE_DIR to an
-empty folder to have it measured. --plain: PyTorch alone.
+empty folder to have it measured. --plain: PyTorch alone. The Equivariant Transformer is measured as where its kernels are not built.
 """
 
 import argparse
@@ -14,16 +15,18 @@ from importlib import resources
 
 import numpy as np
 import torch
-from step import least
+from step import aspirin, least
 from torch.autograd.graph import saved_tensors_hooks
 
+import forcewell.potential as potential_module
 from forcewell.batch import Batch
 from forcewell.potential import Potential
 from forcewell.process import keep_memory
 from forcewell.store import open_data
-from forcewell.traced import CompiledStep, lists_of
+from forcewell.traced import CompiledStep, complete, lists_of
 
 SMALL = {
+    "equivariant-transformer": {"channels": 64, "layers": 3, "heads": 4, "radial": 32},
     "schnet": {"channels": 64, "layers": 3},
     "egnn": {"channels": 64, "layers": 3},
     "se3-transformer": {"channels": 32, "layers": 2, "degrees": 2},
@@ -49,6 +52,35 @@ def megabytes_kept(function: Callable[[], object]) -> float:
     return sum(seen.values()) / 1e6
 
 
+def batch_for(given: argparse.Namespace) -> Batch:
+    """Molecules of the training step, or aspirins."""
+    if given.forces:
+        return Batch.from_systems([aspirin()] * given.forces)
+    with resources.as_file(resources.files("forcewell.bundled")) as folder:
+        mixed = open_data(folder / "qm7x_hand.npz")
+    return Batch.from_block(mixed.block(np.random.default_rng(0).permutation(len(mixed))[:16]))
+
+
+def paths(potential: Potential, compiled: CompiledStep, batch: Batch, training: bool) -> tuple[Callable[[], list], Callable[[], list]]:
+    """The step by PyTorch and the compiled one; each gives forces and, when training, gradients."""
+    parameters = list(potential.parameters())
+
+    def backward(forces: torch.Tensor | None) -> list[torch.Tensor]:
+        assert forces is not None
+        if not training:
+            return [forces]
+        found = torch.autograd.grad(((forces - batch.targets.forces) ** 2).mean(), parameters, materialize_grads=True)
+        return [forces, torch.cat([part.reshape(-1) for part in found])]
+
+    def plain() -> list[torch.Tensor]:
+        return backward(potential(batch, create_graph=training).forces)
+
+    def fast() -> list[torch.Tensor]:
+        return backward(compiled(batch, lists_of(batch, potential.cutoff))["forces"])
+
+    return plain, fast
+
+
 def main() -> None:
     """Prints one line for each path."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -58,52 +90,39 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--forces", type=int, default=0, metavar="N")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     keep_memory()
     torch.manual_seed(0)
+    potential_module.instructions = lambda *_: 0
     settings = SMALL[given.encoder] if given.size == "small" else {}
     potential = Potential({"encoder": {"name": given.encoder, **settings, **({"layers": given.layers} if given.layers else {})}})
-    with resources.as_file(resources.files("forcewell.bundled")) as folder:
-        mixed = open_data(folder / "qm7x_hand.npz")
-    batch = Batch.from_block(mixed.block(np.random.default_rng(0).permutation(len(mixed))[:16]))
+    potential.requires_grad_(not given.forces)
+    batch, what = batch_for(given), "energy + forces" if given.forces else "training step"
     if given.encoder == "gemnet-t":
         potential.encoder.fit_scales(batch)  # type: ignore[operator]
     lists = lists_of(batch, potential.cutoff)
-    shape = lists.shape.with_room()
-    compiled = CompiledStep(potential, shape, {"forces": True})
-    parameters = list(potential.parameters())
+    shape = lists.shape.for_replicas(complete(batch)) if given.forces else lists.shape.with_room()
+    compiled = CompiledStep(potential, shape, {"forces": True}, training=not given.forces)
+    plain, fast = paths(potential, compiled, batch, not given.forces)
 
-    def plain() -> list[torch.Tensor]:
-        forces = potential(batch, create_graph=True).forces
-        return [forces, *backward(forces)]
-
-    def fast() -> list[torch.Tensor]:
-        forces = compiled(batch, lists_of(batch, potential.cutoff))["forces"]
-        return [forces, *backward(forces)]
-
-    def backward(forces: torch.Tensor | None) -> list[torch.Tensor]:
-        assert forces is not None
-        found = torch.autograd.grad(((forces - batch.targets.forces) ** 2).mean(), parameters, materialize_grads=True)
-        return [torch.cat([part.reshape(-1) for part in found])]
-
-    size = f"{given.encoder}, {given.size}: {sum(p.numel() for p in parameters):,} parameters, {given.threads} thread(s)"
+    size = f"{given.encoder}, {given.size}: {sum(p.numel() for p in potential.parameters()):,} parameters, {given.threads} thread(s)"
     print(f"{size}; {tuple(lists.shape)} atoms, molecules, neighbours, edges, padded to {tuple(shape)}", flush=True)
-    with torch.no_grad():
-        (energy_and_forces,) = least([lambda: potential(batch)], given.rounds)
     if given.plain:
         (slow,) = least([plain], given.rounds)
-        print(f"energy + forces {energy_and_forces:.1f} ms, training step {slow:.1f} ms", flush=True)
+        print(f"{what} {slow:.1f} ms", flush=True)
         return
     began, used = time.monotonic(), cpu_seconds()
     found = fast()
     print(f"compiled in {time.monotonic() - began:.0f} s, {cpu_seconds() - used:.0f} s of CPU time", flush=True)
     errors = [float((a - b).detach().abs().max() / b.detach().abs().max()) for a, b in zip(found, plain(), strict=True)]
-    print(f"differences: forces {errors[0]:.1e}, gradients {errors[1]:.1e} of the largest")
+    print("differences: " + ", ".join(f"{name} {error:.1e}" for name, error in zip(("forces", "gradients"), errors, strict=False)))
     kept = [megabytes_kept(function) for function in (plain, fast)]
     slow, quick = least([plain, fast], given.rounds)
-    print(f"training step: PyTorch {slow:.1f} ms, compiled {quick:.1f} ms, {slow / quick:.2f} times as fast")
-    print(f"energy + forces by PyTorch {energy_and_forces:.1f} ms; kept for backward: PyTorch {kept[0]:.0f} MB, compiled {kept[1]:.0f} MB")
+    print(f"{what}: PyTorch {slow:.1f} ms, compiled {quick:.1f} ms, {slow / quick:.2f} times as fast")
+    if not given.forces:
+        print(f"kept for backward: PyTorch {kept[0]:.0f} MB, compiled {kept[1]:.0f} MB")
 
 
 if __name__ == "__main__":

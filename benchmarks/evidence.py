@@ -245,13 +245,20 @@ def run_arm(arm: str, described: Arm, seed: int, size: Size, given: argparse.Nam
             save()
 
     def tune(molecule: str, count: int, rate: float) -> dict[str, Any]:
+        wanted = {"molecule": molecule, "frames": count, "rate": rate, "steps": size.steps, "labels": labels}
+        if wanted in result.get("diverged", []):
+            return {"validation": float("inf")}
         for row in result["rows"]:
-            key = (row["molecule"], row["frames"], row["rate"], row["steps"], row.get("labels", "forces"))
-            if key == (molecule, count, rate, size.steps, labels):
+            if {"labels": "forces"} | {key: row[key] for key in wanted if key in row} == wanted:
                 return row
-        result["rows"].append(finetuning(model, size, given.data, out, place, molecule, count, rate, seed, labels))
+        try:
+            result["rows"].append(finetuning(model, size, given.data, out, place, molecule, count, rate, seed, labels))
+        except InputError as error:
+            if "the loss is not finite" not in str(error):
+                raise
+            result.setdefault("diverged", []).append(wanted)  # a learning rate too high
         save()
-        return result["rows"][-1]
+        return tune(molecule, count, rate)
 
     for molecule in given.molecules or size.molecules:
         best = 2e-3

@@ -22,8 +22,8 @@ from forcewell import integrators
 from forcewell.batch import Batch
 from forcewell.captured import CapturedSteps
 from forcewell.potential import Potential
+from forcewell.step_path import StepPath
 from forcewell.system import System
-from forcewell.traced import StepPath
 
 LANGEVIN: dict[str, Any] = {"timestep": 0.5, "temperature": 300.0, "friction": 0.01}
 CALL = 10  # steps between looks, as in simulations

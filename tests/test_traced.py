@@ -14,12 +14,13 @@ import pytest
 import torch
 from tiny_runs import ethanol, log, settings, succeed, weights, write_yaml
 
-from forcewell import traced
+from forcewell import step_path, traced
 from forcewell.batch import Batch
 from forcewell.graph import neighbours, places_of
 from forcewell.potential import Potential
+from forcewell.step_path import Gain, StepPath
 from forcewell.testing import batch_of, small_potential
-from forcewell.traced import CompiledStep, Gain, Shape, StepPath, lists_of, padded
+from forcewell.traced import CompiledStep, Shape, lists_of, padded
 
 OTHERS = ("schnet", "egnn", "se3-transformer", "gemnet-t")
 
@@ -101,8 +102,8 @@ def test_both_directions_of_a_pair_follow_each_other(cutoff: float) -> None:
 
 
 def test_a_choice_needs_a_long_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(traced.GAINS, "schnet", Gain(2.0, 60.0, 30.0))
-    monkeypatch.setattr(traced, "_has_compiler", lambda: True)
+    monkeypatch.setitem(step_path.GAINS, "schnet", Gain(2.0, 60.0, 30.0))
+    monkeypatch.setattr(step_path, "has_compiler", lambda: True)
     potential = small_potential("schnet", layers=2)
     asked = {"forces": True, "noise": False, "properties": False}
     # 0.1 s for a step: 240 s are won back by 4,800 steps twice as fast.
@@ -113,12 +114,12 @@ def test_a_choice_needs_a_long_run(monkeypatch: pytest.MonkeyPatch) -> None:
         found, _, words = path.plan(20)
         print(words)
         assert found is pays
-    monkeypatch.setattr(traced, "_has_compiler", lambda: False)
+    monkeypatch.setattr(step_path, "has_compiler", lambda: False)
     assert path.plan(20)[0] is False and "no C++ compiler" in path.plan(20)[2]
     # Those never ask: the Equivariant Transformer, short runs, another dtype, an encoder without a gain.
     never = [StepPath(small_potential("equivariant-transformer"), asked, 10**6), StepPath(potential, asked, 20)]
     never += [StepPath(small_potential("schnet").double(), asked, 10**6), StepPath(potential, asked, 10**6, "never")]
-    monkeypatch.delitem(traced.GAINS, "schnet")
+    monkeypatch.delitem(step_path.GAINS, "schnet")
     never.append(StepPath(potential, asked, 10**6))
     assert all(path.decided and path.shape is None for path in never)
 
@@ -192,9 +193,10 @@ def test_each_shape_is_captured_once(monkeypatch: pytest.MonkeyPatch, capsys: py
         made.append(len(inputs[0]))
         return function
 
-    monkeypatch.setattr(traced, "has_graphs", lambda device: True)
+    for module in (traced, step_path):
+        monkeypatch.setattr(module, "has_graphs", lambda device: True)
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", played)
-    monkeypatch.setattr(traced, "BUCKETS", 2)
+    monkeypatch.setattr(step_path, "BUCKETS", 2)
     potential = small_potential("equivariant-transformer", layers=1).double()
     path = StepPath(potential, {"forces": True, "noise": False, "properties": False}, 100)
     potential.step_path = path
@@ -231,8 +233,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(1)
         return call(self, *words)
 
-    for name, value in (("BACKEND", None), ("LOOK", 6), ("ROOM", 1.5)):
-        monkeypatch.setattr(traced, name, value)
+    for module, name, value in ((traced, "BACKEND", None), (step_path, "LOOK", 6), (traced, "ROOM", 1.5)):
+        monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(CompiledStep, "__call__", counted)
     return calls
 

@@ -89,8 +89,8 @@ class Potential(nn.Module):
         self.references |= {level: np.asarray(values, dtype=np.float64) for level, values in (references or {}).items()}
         self.elements = tuple(sorted(elements))
         self._fused: Fused | None = None
-        # Asked for the prediction of a training step first; gives None where it has none (traced.StepPath).
-        self.step_path: Callable[[Batch, Mapping[str, bool]], Prediction | None] | None = None
+        # Asked for the prediction of a run's step first; gives None where it has none (step_path.StepPath).
+        self.step_path: Callable[[Batch, Mapping[str, bool], bool], Prediction | None] | None = None
         self.precision: Precision = "float32"
 
     def _property_head(self, head: dict[str, Any]) -> nn.Module:
@@ -133,8 +133,8 @@ class Potential(nn.Module):
             raise InputError("this potential has no noise head; set model.head.noise to true before pre-training")
         if properties and self.property_head is None:
             raise InputError("this model has no properties; train it with the objective property first")
-        if self.step_path is not None and create_graph and not stress:
-            found = self.step_path(batch, {"forces": forces, "noise": noise, "properties": properties})
+        if self.step_path is not None and not stress:
+            found = self.step_path(batch, {"forces": forces, "noise": noise, "properties": properties}, create_graph)
             if found is not None:
                 return found
         gradient_noise = noise and isinstance(self.noise_head, GradientNoise)

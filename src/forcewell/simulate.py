@@ -19,12 +19,15 @@ from torch import Tensor
 from forcewell import captured, compiled, integrators, trajectory
 from forcewell.batch import Batch
 from forcewell.checkpoint import read_tensors, write_bytes, write_tensors
+from forcewell.display import say
 from forcewell.errors import InputError, nearest
 from forcewell.evaluate.conservation import conservation
 from forcewell.evaluate.distances import distance_error, histogram
 from forcewell.integrators import State
 from forcewell.monitor import Monitor, Replica, copies_of, frames_of
 from forcewell.potential import Potential
+from forcewell.static_batch import has_graphs
+from forcewell.step_path import FORCES, StepPath
 from forcewell.system import Block, System, block_of
 from forcewell.units import ns_per_day
 
@@ -105,7 +108,7 @@ def simulate(
     }
     settings |= {"device": frozen.device.type, "precision": getattr(frozen, "precision", "float32")}
     run = _Run(frozen, members, batch, Path(out), settings, histograms=reference is not None)
-    run.begin(resume)
+    run.begin(resume, steps, progress)
     return run.finish(steps, *run.go(steps, progress), reference)
 
 
@@ -141,11 +144,12 @@ class _Run:
         self.alive = list(range(len(members)))
         self.state: State
         self.monitor: Monitor
+        self.path: StepPath | None = None
         self.advance: Callable[[State, int], None]
 
     # --- beginning and going on -------------------------------------------------------------------------------------
 
-    def begin(self, resume: bool) -> None:
+    def begin(self, resume: bool, steps: int, progress: bool) -> None:
         """Fresh velocities in a new folder, or the saved state of an existing one."""
         settings = self.settings
         if self.folder.exists() and not resume:
@@ -159,7 +163,7 @@ class _Run:
         generator = torch.Generator(device=self.batch.positions.device).manual_seed(settings["seed"])
         chain = CHAIN if settings["ensemble"] == "nose-hoover" else 0
         self.state = integrators.init(self.batch, self.potential, temperature=settings["temperature"], generator=generator, chain=chain)
-        self.advance = self._advance()
+        self.advance = self._advance(steps, progress)
         if saved is not None:
             self._restore(*saved)
         self.monitor = Monitor([self.members[index] for index in self.alive], self.state)
@@ -169,8 +173,8 @@ class _Run:
             self.record()
             self.save()
 
-    def _advance(self) -> Callable[[State, int], None]:
-        """What takes steps: one compiled call for many, a CUDA graph of one, or PyTorch's calls one after another."""
+    def _advance(self, steps: int, progress: bool) -> Callable[[State, int], None]:
+        """What takes steps: one compiled call for many, a CUDA graph of one, or PyTorch's calls (some perhaps compiled) one by one."""
         potential, settings = self.potential, self.settings
         ensemble, relaxation = settings["ensemble"], settings["relaxation"]
         bath = {"timestep": settings["timestep"], "temperature": settings["temperature"]}
@@ -181,9 +185,12 @@ class _Run:
             "langevin": partial(integrators.langevin_step, potential=potential, friction=1.0 / relaxation, **bath),
             "nose-hoover": partial(integrators.nose_hoover_step, potential=potential, period=relaxation, **bath),
         }[ensemble]
-        if isinstance(potential, Potential) and captured.has_graphs(potential.device):
-            return captured.CapturedSteps(step, potential.cutoff)
-        return partial(_repeat, step)
+        if isinstance(potential, Potential):
+            if has_graphs(potential.device):
+                return captured.CapturedSteps(step, potential.cutoff)
+            if not bool(self.batch.pbc.any()):
+                self.path = potential.step_path = StepPath(potential, FORCES, steps, quiet=not progress, training=False)
+        return partial(_repeat, step, self.path)
 
     def _agree(self, facts: dict[str, Any]) -> None:
         if facts.get("kind") != KIND:
@@ -206,11 +213,14 @@ class _Run:
             "alive": self.alive,
             "broke": [member.broke for member in self.members],
             "sizes": trajectory.sizes(self.files),
+            "path": None if self.path is None else self.path.state(),
         }
         write_tensors(self.folder / STATE, parts, facts)
 
     def _restore(self, parts: dict[str, Tensor], facts: dict[str, Any]) -> None:
         self.step, self.alive = facts["step"], facts["alive"]
+        if self.path is not None:
+            self.path.restore(facts.get("path"))
         for member, broke in zip(self.members, facts["broke"], strict=True):
             member.broke = broke
         whole = torch.zeros(len(self.members), dtype=torch.bool, device=self.batch.positions.device)
@@ -245,10 +255,20 @@ class _Run:
                     if clock.perf_counter() - saved >= SAVE_SECONDS:
                         self.save()
                         saved = clock.perf_counter()
+                self._choose_path()
         elapsed, done = clock.perf_counter() - begun, self.step - first
         if done:
             self.save()
         return elapsed, done
+
+    def _choose_path(self) -> None:
+        """How the rest of the run computes forces; saved at once, so that what is resumed goes on as it would have."""
+        if self.path is not None and self.path.due(self.step):
+            pays, shape, words = self.path.plan(self.step)
+            self.path.decide(pays, shape)
+            self.save()
+            if not self.path.quiet:
+                say(words)
 
     def check(self) -> None:
         """Takes broken replicas out of the batch, each with its last frame; one wait for the device where all are whole."""
@@ -342,9 +362,13 @@ class _Run:
         return row
 
 
-def _repeat(step: Callable[[State], None], state: State, steps: int) -> None:
+def _repeat(step: Callable[[State], None], path: StepPath | None, state: State, steps: int) -> None:
     for _ in range(steps):
+        if path is not None:
+            path.begin()
         step(state)
+        if path is not None:
+            path.end()
 
 
 class _Bar:

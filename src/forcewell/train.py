@@ -22,7 +22,7 @@ from forcewell.objectives import DATA, Noise, Objective, noisy, share
 from forcewell.optim import Flat, MovingAverage, Schedule
 from forcewell.potential import Potential, Prediction
 from forcewell.runstate import load_state, save_state
-from forcewell.traced import Setting, StepPath
+from forcewell.step_path import Setting, StepPath
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -1,0 +1,132 @@
+"""Molecular dynamics through compiled energies and forces, for encoders without kernels: same numbers, chosen once, resumed to the bit.
+
+Graphs run as traced (see test_traced.py); what the code generator makes of them is compared with the ordinary way in every run.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from analytic import WATER
+
+import forcewell.potential as potential_module
+import forcewell.simulate as simulate_module
+from forcewell import step_path, traced
+from forcewell.batch import Batch
+from forcewell.simulate import simulate
+from forcewell.step_path import FORCES, Gain, StepPath
+from forcewell.system import System
+from forcewell.testing import batch_of, small_potential
+from forcewell.traced import CompiledStep, complete, lists_of
+
+METHANOL_PAIR = ("methanol", "water", "methanol")
+
+
+class Killed(RuntimeError):
+    pass
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Compiling always pays, graphs run as traced; the atoms of every batch that went through one."""
+    seen: list[int] = []
+    call = CompiledStep.__call__
+
+    def counted(self: CompiledStep, batch: Batch, *more: Any) -> dict[str, torch.Tensor]:
+        seen.append(len(batch.numbers))
+        return call(self, batch, *more)
+
+    monkeypatch.setattr(traced, "BACKEND", None)
+    monkeypatch.setattr(step_path, "DYNAMICS_GAINS", {"schnet": Gain(1e9, 0.0, 0.0)})
+    monkeypatch.setattr(CompiledStep, "__call__", counted)
+    return seen
+
+
+@pytest.mark.parametrize("name", ["equivariant-transformer", "schnet", "egnn", "se3-transformer", "gemnet-t"])
+def test_energies_and_forces_of_replicas(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One trace for moved atoms, and for what is left when a replica is gone; parameters without gradients, as in a simulation."""
+    monkeypatch.setattr(traced, "BACKEND", None)
+    potential = small_potential(name, layers=1).double().eval().requires_grad_(False)
+    batch = batch_of(*METHANOL_PAIR).to(dtype=torch.float64)
+    shape = lists_of(batch, potential.cutoff).shape.for_replicas(complete(batch))
+    step = CompiledStep(potential, shape, FORCES, training=False)
+    moved = batch.to()
+    moved.positions = batch.positions + 0.1 * torch.randn(batch.positions.shape, generator=torch.Generator().manual_seed(0)).double()
+    worst = 0.0
+    for case in (batch, moved, batch_of("methanol", "water").to(dtype=torch.float64)):
+        lists = lists_of(case, potential.cutoff)
+        assert shape.holds(lists.shape)
+        found, right = step(case, lists), potential(case)
+        assert not found["forces"].requires_grad and found["energy"].shape == right.energy.shape
+        worst = max(worst, *(float((found[part] - getattr(right, part)).abs().max()) for part in ("energy", "forces")))
+    print(f"{name}: {worst:.1e} eV or eV/Å")
+    assert worst < 1e-12
+
+
+def run(folder: Path, start: System = WATER, **changes: Any) -> None:
+    """A simulation of two replicas by a small SchNet."""
+    torch.manual_seed(3)
+    potential = small_potential("schnet", layers=1)
+    with torch.no_grad():  # as good as no forces: what holds nothing together still moves slowly
+        [*potential.head.parameters()][-2].mul_(1e-3)
+    settings = {"temperature": 1.0, "timestep": 0.5, "record_every": 20, "replicas": 2, "seed": 1, "progress": True}
+    simulate(potential, start, time=0.06, out=folder, **{**settings, **changes})
+
+
+def recorded(folder: Path) -> dict[str, np.ndarray]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return {key: np.array([line[key] for line in lines]) for key in ("step", "potential", "kinetic")}
+
+
+def test_a_simulation_takes_the_compiled_path(tmp_path: Path, calls: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path / "compiled")
+    said = capsys.readouterr().out
+    assert len(calls) == 101  # the 100 steps after the choice, and one to compare
+    assert "energies and forces will be compiled" in said and "energies and forces compiled in" in said
+    step_path.DYNAMICS_GAINS.clear()
+    run(tmp_path / "plain")
+    assert len(calls) == 101 and "compiled" not in capsys.readouterr().out
+    ours, plain = recorded(tmp_path / "compiled"), recorded(tmp_path / "plain")
+    off = max(float(np.abs(ours[key] - plain[key]).max()) for key in ("potential", "kinetic"))
+    print(f"energies within {off:.1e} eV after 120 steps")
+    assert np.array_equal(ours["step"], plain["step"]) and off < 1e-4
+
+
+@pytest.mark.parametrize("stop", [15, 45])
+def test_a_resumed_simulation_takes_the_same_path(stop: int, tmp_path: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, killed before the choice and after it."""
+    run(tmp_path / "whole")
+    end, steps = StepPath.end, [0]
+
+    def killed(self: StepPath) -> None:
+        steps[0] += 1
+        if steps[0] == stop:
+            raise Killed
+        end(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepPath, "end", killed)
+        patch.setattr(simulate_module, "SAVE_SECONDS", 0.0)
+        with pytest.raises(Killed):
+            run(tmp_path / "killed")
+    run(tmp_path / "killed", resume=True)
+    for name in ("log.jsonl", "replica-000.xyz", "replica-001.xyz"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+
+
+def test_what_never_compiles(tmp_path: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels, float64, short runs and periodic cells; without kernels the Equivariant Transformer would."""
+    monkeypatch.setitem(step_path.DYNAMICS_GAINS, "equivariant-transformer", Gain(1e9, 0.0, 0.0))
+    transformer = small_potential("equivariant-transformer")
+    never = [StepPath(transformer, FORCES, 10**6, training=False), StepPath(small_potential("schnet").double(), FORCES, 10**6)]
+    never.append(StepPath(small_potential("schnet"), FORCES, 20, training=False))
+    assert all(path.decided and path.shape is None for path in never)
+    monkeypatch.setattr(potential_module, "instructions", lambda *_: 0)
+    assert not StepPath(transformer, FORCES, 10**6, training=False).decided
+    run(tmp_path / "periodic", System({**WATER.arrays, "cell": 12.0 * np.eye(3), "pbc": np.ones(3, dtype=bool)}))
+    assert not calls
