@@ -5,7 +5,7 @@ Usage: .venv/bin/python benchmarks/claims.py DATA OUT [--groups encoders ...] [-
 
 DATA and how an arm runs are those of benchmarks/evidence.py: pre-training on multi-molecule data without the benchmark molecules, then
 fine-tuning on frames of revised MD17 with a learning rate chosen by validation frames, errors on the 1,000 test frames of the official
-split. Here every pre-training evaluates 24,000 conformations (displaced copies counted) and every fine-tuning takes 2,000 steps of 8.
+split. Here every pre-training evaluates 100,000 conformations (displaced copies counted) and every fine-tuning takes 4,000 steps of 8.
 Resumable; what is finished is not done again. Results: OUT/results/ENCODER-OBJECTIVE-SEED.json. Processor time of one arm, estimated
 from single training steps: 3 to 6 minutes with the Equivariant Transformer, 5 with SchNet, 6 to 8 with EGNN, 10 with GemNet-T at half
 the budget.
@@ -37,7 +37,7 @@ from forcewell.process import keep_memory
 from forcewell.runs import pretrain
 from forcewell.store import open_data
 
-EVALUATIONS, STEPS = 24_000, 2_000
+EVALUATIONS, STEPS = 100_000, 4_000
 ENCODERS: dict[str, dict[str, Any]] = {
     "et": {"name": "equivariant-transformer", "channels": 64, "layers": 3, "heads": 4, "radial": 32},
     "egnn": {"name": "egnn", "channels": 64, "layers": 3},

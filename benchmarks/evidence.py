@@ -77,7 +77,8 @@ def denoising(sigma: float, kappa: float, weight: float = 1.0, **form: Any) -> d
 
 TOKEN = denoising(0.05, 10.0, 2.0, conditioned=True)
 
-# Objectives, share of samples that are minima, share of the evaluations, what else is labelled: "relatives" of rMD17, or "corpus" instead
+# Objectives, share of samples that are minima, share of the evaluations, what else is labelled: "relatives" of rMD17; or instead
+# "corpus", or of what there is SPICE's 464 conformations alone, "scarce"
 Arm = tuple[str | dict[str, Any] | None, float, float, str]
 ARMS: dict[str, Arm] = {
     "scratch": (None, 0.0, 0.0, ""),
@@ -104,6 +105,8 @@ ARMS: dict[str, Arm] = {
     "corpus-token": (TOKEN, 0.3, 1.0, "corpus"),
     "corpus-long": ({"forces": {}}, 0.0, 3.0, "corpus"),
     "corpus-token-long": (TOKEN, 0.3, 3.0, "corpus"),
+    "et-ore-scarce": ({"forces": {}}, 0.0, 1.0, "scarce"),
+    "token-scarce": (TOKEN, 0.5, 1.0, "scarce"),
 }
 
 
@@ -122,7 +125,12 @@ def stores(data: Path, out: Path) -> dict[str, str]:
 def pretraining(described: Arm, seed: int, size: Size, paths: dict[str, str], place: Path) -> Path:
     """The arm's pre-trained model, trained where it is not there yet."""
     objectives, minima, share, more = described
-    labelled = {"": LABELLED, "relatives": LABELLED | dict.fromkeys(RELATIVES, 2.5), "corpus": {"corpus": 1.0}}[more]
+    labelled = {
+        "": LABELLED,
+        "relatives": LABELLED | dict.fromkeys(RELATIVES, 2.5),
+        "corpus": {"corpus": 1.0},
+        "scarce": {"spice": 1.0},
+    }[more]
     total = sum(labelled.values())
     entries: list[dict[str, Any]] = []
     if minima < 1:

@@ -22,7 +22,7 @@ from forcewell.simulate import simulate
 from forcewell.step_path import FORCES, Gain, StepPath
 from forcewell.system import System
 from forcewell.testing import batch_of, small_potential
-from forcewell.traced import CompiledStep, complete, lists_of
+from forcewell.traced import CompiledStep, Shape, complete, lists_of
 
 METHANOL_PAIR = ("methanol", "water", "methanol")
 
@@ -117,6 +117,17 @@ def test_a_resumed_simulation_takes_the_same_path(stop: int, tmp_path: Path, cal
     run(tmp_path / "killed", resume=True)
     for name in ("log.jsonl", "replica-000.xyz", "replica-001.xyz"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+
+
+def test_one_molecule_gains_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_path, "DYNAMICS_GAINS", {"schnet": Gain(1.0, 10.0, 5.0, 2.0)})
+    chosen = []
+    for edges in (300, 5000):
+        path = StepPath(small_potential("schnet", layers=2), FORCES, 10_000, training=False)
+        path.times, path.largest, path.complete = [(0.01, 0.01)] * 20, Shape(21, 1, 18, edges), Shape(21, 1, 20, 420)
+        chosen.append(path.plan(20))
+        print(chosen[-1])
+    assert chosen[0][:2] == (True, Shape(22, 2, 20, 376)) and not chosen[1][0]
 
 
 def test_what_never_compiles(tmp_path: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
