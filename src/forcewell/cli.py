@@ -160,8 +160,8 @@ def convert(
 ) -> None:
     """Turn a published checkpoint into a model file, without running anything that is in it.
 
-    Reads TorchMD-Net's and NoisyNode's Equivariant Transformers, and Wang et al.'s SchNet, EGNN, Equivariant Transformer
-    and SE(3)-Transformer.
+    Reads TorchMD-Net's and NoisyNode's Equivariant Transformers, Wang et al.'s SchNet, EGNN, Equivariant Transformer and
+    SE(3)-Transformer, and GemNet-T of TUM and MDsim.
 
     Example: forcewell convert epoch=99.ckpt --out model.safetensors --energy-unit kcal/mol
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from forcewell.errors import InputError
 from forcewell.nn import ENCODERS, encoder_settings
@@ -129,6 +129,12 @@ class OptimiserConfig(_Section):
     plateau_patience: int = Field(default=30, gt=0)
     gradient_clip: float | None = Field(default=10.0, gt=0)  # on the norm of all gradients
     average: float | None = Field(default=0.999, gt=0, lt=1)  # decay of the weights' moving average
+
+    @model_validator(mode="after")
+    def _hold_before_cosine(self) -> OptimiserConfig:
+        if self.hold_steps and self.schedule != "cosine":
+            raise ValueError(f"hold_steps is for schedule cosine, and this is {self.schedule}; leave it out")
+        return self
 
 
 class TrainingConfig(_Section):

@@ -16,6 +16,8 @@ from forcewell.objectives import EnergyMatching, Objective, PropertyMatching
 from forcewell.potential import Potential
 from forcewell.references import energy_spread
 
+MOST_COUNTED = 100_000  # conformations whose atoms are counted
+
 
 def fresh(
     config: RunConfig, objectives: Sequence[Objective], training: Sequence[Source], validation: Sequence[Source], levels: Sequence[str]
@@ -42,10 +44,17 @@ def with_model_of(parent: Potential, config: RunConfig) -> RunConfig:
 
 
 def adopt(
-    parent: Potential, objectives: Sequence[Objective], sources: Sequence[Source], levels: Sequence[str], seed: int, quiet: bool
+    parent: Potential,
+    objectives: Sequence[Objective],
+    training: Sequence[Source],
+    validation: Sequence[Source],
+    levels: Sequence[str],
+    seed: int,
+    quiet: bool,
 ) -> Potential:
     """The parent's network with this run's levels last, its elements added, and a report of its tensors."""
-    config = {"encoder": dict(parent.config["encoder"]), "head": with_heads(parent.config["head"], objectives, sources)}
+    config = {"encoder": dict(parent.config["encoder"]), "head": with_heads(parent.config["head"], objectives, training)}
+    sources = [*training, *validation]
     for name, wanted in _inputs(objectives).items():
         if wanted or name in config["encoder"]:
             config["encoder"][name] = max(wanted, config["encoder"].get(name, wanted))
@@ -63,11 +72,23 @@ def adopt(
     potential.load_state_dict({name: theirs[name] for name in loaded}, strict=False)
     carry_levels(parent, potential)
     if not quiet:
+        _tell_factor(parent, potential, objectives)
         new, dropped = sorted(set(ours) - set(loaded)), sorted(set(theirs) - set(loaded))
         say(f"tensors loaded: {len(loaded)} of {len(ours)}; new: {', '.join(new) or 'none'}; dropped: {', '.join(dropped) or 'none'}")
     for source in sources:
         source.levels = np.array([potential.levels.index(level) for level in source.data.levels], dtype=np.int64)
     return potential
+
+
+def _tell_factor(parent: Potential, potential: Potential, objectives: Sequence[Objective]) -> None:
+    """What ``standardised`` does to a model that is trained already."""
+    if not any(isinstance(objective, EnergyMatching) and objective.standardised for objective in objectives):
+        return
+    if potential.energy_spread != parent.energy_spread:
+        done = f"energies and forces of the model file are multiplied by {potential.energy_spread / parent.energy_spread:.3g}"
+    else:
+        done = f"the factor of the model file stays, {parent.energy_spread:.3g} eV"
+    say(f"objectives.energy.standardised: {done}")
 
 
 def carry_levels(parent: Potential, potential: Potential) -> None:
@@ -82,6 +103,20 @@ def carry_levels(parent: Potential, potential: Potential) -> None:
             ours.zero_()
             for row, level in enumerate(potential.levels):
                 ours[row] = known[places[level]] if level in places else known[: max(len(places), 1)].mean(0)
+
+
+def tell_charges(potential: Potential, training: Sequence[Source]) -> None:
+    """Says where the data have ions or open shells and the encoder has no input for either."""
+    if potential.encoder.electronic is not None:
+        return
+    for source in training:
+        wanted = {name: usual for name, usual in (("charge", 0), ("spin", 1)) if name in source.data.fields}
+        apart = [source.data.column(name)[source.rows] != usual for name, usual in wanted.items()]
+        if apart and (count := int(np.any(apart, axis=0).sum())):
+            say(
+                f"{source.name}: {count} conformations to train on are charged or not singlets, which this encoder does not see; "
+                "set model.encoder.electronic=true before pre-training to tell such states apart"
+            )
 
 
 def _inputs(objectives: Sequence[Objective]) -> dict[str, Any]:
@@ -107,7 +142,9 @@ def with_heads(head: dict[str, Any], objectives: Sequence[Objective], sources: S
         if "noise" in objective.needs:
             head["noise"] = head.get("noise") or True
             kind = getattr(objective, "normalise", "none")
-            head["normalise"] = None if kind == "none" else {"per_component": kind == "per-component", "deviation": objective.sigma}  # type: ignore[attr-defined]
+            head["normalise"] = (
+                None if kind == "none" else {"per_component": kind == "per-component", "deviation": _deviation(objective, sources)}
+            )
         if isinstance(objective, PropertyMatching):
             old = head.get("properties") or {}
             wanted = {"names": list(objective.names), "classes": objective.form == "bce"}
@@ -115,6 +152,16 @@ def with_heads(head: dict[str, Any], objectives: Sequence[Objective], sources: S
             if {**old, **wanted, "pool": pool} != old:
                 head["properties"] = {**wanted, "pool": pool, **_spread(objective, sources)}
     return head
+
+
+def _deviation(objective: Objective, sources: Sequence[Source]) -> float:
+    """Standard deviation (Å) of the components of a noise target: σ, less what goes with the rigid-body motion that is taken out."""
+    sigma = float(objective.sigma)  # type: ignore[attr-defined]
+    if objective.rigid_motion:  # type: ignore[attr-defined]
+        return sigma
+    counts = np.concatenate([source.data.counts[source.rows[:: 1 + len(source.rows) // MOST_COUNTED]] for source in sources])
+    atoms, rigid = counts.sum(), np.where(counts > 2, 6, np.where(counts == 2, 5, 3)).sum()
+    return sigma * float(np.sqrt(max(1 - rigid / (3 * atoms), 0.0))) or sigma
 
 
 def _spread(objective: PropertyMatching, sources: Sequence[Source]) -> dict[str, list[float]]:

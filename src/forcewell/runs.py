@@ -21,7 +21,7 @@ from forcewell.display import TrainingDisplay, say
 from forcewell.doctor.levels import plan
 from forcewell.errors import InputError
 from forcewell.loader import Loader, Source, fixed_batches
-from forcewell.model_building import adopt, elements_of, fresh, learns_energies, with_model_of
+from forcewell.model_building import adopt, elements_of, fresh, learns_energies, tell_charges, with_model_of
 from forcewell.objectives import Objective
 from forcewell.optim import Flat, Schedule
 from forcewell.overlap import geometry_hashes, overlap, sketch, sketch_of
@@ -60,6 +60,8 @@ def pretrain(config: RunConfig, out: Path, resume: bool = False) -> Path:
             config, out / "data", exclude=config.exclude or "benchmark", quiet=not fabric.is_global_zero
         )
         potential = fresh(config, objectives, training, validation, levels)
+        if fabric.is_global_zero:
+            tell_charges(potential, training)
         if learns_energies(objectives):
             _correct(potential, training, quiet=not fabric.is_global_zero, untrained=True)
         if not begun:
@@ -105,10 +107,11 @@ def finetune(config: RunConfig, model: Path, out: Path, resume: bool = False) ->
                 parent.check_elements(np.array(elements_of([*training, *validation])))
             except InputError as error:
                 raise InputError(f"{error}; set new_elements=true to train their embeddings from scratch") from None
-        potential = adopt(parent, objectives, [*training, *validation], levels, config.seed, quiet=not fabric.is_global_zero)
+        potential = adopt(parent, objectives, training, validation, levels, config.seed, quiet=not fabric.is_global_zero)
         known = training_hashes(model)
         if fabric.is_global_zero:
             _tell_overlap(training, known)
+            tell_charges(potential, training)
             rows = [(source.name, source.data, source.rows) for source in training]
             for line in plan(rows, parent.references, learns_energies(objectives)):
                 say(line)

@@ -198,7 +198,7 @@ def plan(sources: Iterable[tuple[str, Dataset, np.ndarray]], known: Mapping[str,
 
 def _planned(level: str, compositions: np.ndarray, energy: np.ndarray, known: bool) -> str:
     if not len(energy):
-        return f"{level}: no energies; its forces are learned, and the model's references stay as they are"
+        return f"{level}: no energies; the model's references stay as they are"
     unique, index = np.unique(compositions, axis=0, return_inverse=True)
     fit = fit_references(unique, index.reshape(-1), energy)
     before, after = (f"{item.mean:.4f} ± {item.spread:.4f}" for item in (fit.before, fit.after))

@@ -11,8 +11,8 @@ class RunningNormaliser(nn.Module):
 
     per_component: mean and deviation of x, y and z each, as NoisyNode's, which makes the target depend on the molecule's
     orientation (little, as the noise is isotropic); else mean zero and one deviation for all three. Moments are averages, not
-    sums, so that float32 holds them after any number of steps. deviation: what to expect before anything was seen (Å), so that
-    validation at step 0 and later ones are in the same measure.
+    sums, so that float32 holds them after any number of steps. deviation: what to expect before anything was seen (Å), rigid-body
+    motion that is taken out considered, so that validation at step 0 and later ones are in the same measure.
     """
 
     mean: Tensor

@@ -45,7 +45,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "gao": {"energy": {"weight": 0.9, "form": "mae"}, "force-norm": {"weight": 0.1}},
     "gao-energy": {"energy": {"form": "mae"}},
     "joint": {"energy": {"weight": 0.2}, "forces": {"weight": 0.8}},
-    "dens": {"energy": {"weight": 0.2}, "forces": {"weight": 0.8}, "dens": {}},
+    "dens": {"energy": {"weight": 0.2}, "forces": {"weight": 0.8}, "dens": {"weight": 0.1}},
 }
 _PHYSICAL = ("forces", "zero-force", "energy", "force-norm")  # learned by the potential's own energy; force denoising is, too
 _AT_MINIMA = ("zero-force", "force-denoising", "force-norm")
@@ -159,6 +159,8 @@ def _compatible_denoising(objective: CoordinateDenoising, others: Sequence[Objec
     if objective.place == "instead" and met:
         raise InputError(f"objectives.{name}.place 'instead' leaves nothing for {', '.join(met)}; use 'copies' (or 'with-labels')")
     if objective.place == "with-labels":
+        if isinstance(objective, FractionalDenoising):
+            raise InputError(f"objectives.{name}.place 'with-labels' keeps labels of molecules that it turns; use 'copies'")
         spoiled = [other for other in met if other in _AT_MINIMA]
         if spoiled:
             raise InputError(f"objectives.{name}.place 'with-labels' moves the minima that {', '.join(spoiled)} is for; use 'copies'")
