@@ -21,7 +21,7 @@ from forcewell.store import StoreWriter, open_data
 SHORT = ("training.steps=2", "training.batch_size=2", "validation.by=random", "validation.fraction=0.2", "hardware.accelerator=cpu")
 TINY = {"channels": 16, "layers": 1, "heads": 2, "radial": 8, "degrees": 2, "divisor": 2, "cutoff": 3.0}
 # Parameters with one energy head at full size: TorchMD-Net's, GemNet's and Wang et al.'s own counts are tested elsewhere.
-FULL = {"et-oreo-faithful": 6_864_898, "gao-forcefield": 1_892_294}
+FULL = {"et-oreo-faithful": 6_864_898, "gao-forcefield": 1_892_294, "gao-forcefield-no-force-norm": 1_892_294}
 
 
 def text(name: str) -> str:

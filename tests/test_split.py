@@ -9,7 +9,9 @@ import pytest
 
 from forcewell.errors import InputError
 from forcewell.split import Split, by_molecule, by_time_block, named_fractions, random
-from forcewell.store import open_data
+from forcewell.split_command import counted
+from forcewell.store import MemoryData, open_data
+from forcewell.system import Block
 
 BUNDLED = Path(str(files("forcewell"))) / "bundled"
 
@@ -80,6 +82,43 @@ def test_saved_split_is_checked_against_its_data(qm7x, ethanol, tmp_path):
 def test_impossible_fractions(fractions):
     with pytest.raises(InputError):
         named_fractions(fractions)
+
+
+@pytest.mark.parametrize(
+    ("text", "total", "expected"),
+    [
+        ("9500,500,rest", 20_000, {"train": 9500, "validation": 500, "test": 10_000}),
+        ("950,50,rest", 1001, {"train": 950, "validation": 50, "test": 1}),
+        ("950,50", 211_762, {"train": 950, "validation": 50}),
+        ("950,50", 1000, {"train": 950, "validation": 50}),
+        ("train=rest,holdout=7", 99, {"train": 92, "holdout": 7}),
+        ("110000,10000,rest", 133_885, {"train": 110_000, "validation": 10_000, "test": 13_885}),
+    ],
+)
+def test_counts_are_met_exactly(text, total, expected):
+    data = MemoryData([Block(np.ones(total), {"numbers": np.ones(total, dtype=np.uint8), "positions": np.zeros((total, 3))})])
+    split = random(data, counted(text, total), seed=1)
+    assert {name: len(rows) for name, rows in split.parts.items()} == expected
+    assert len(np.unique(np.concatenate(list(split.parts.values())))) == sum(expected.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("9500,500,rest", "the data have 1000 conformations, too few"),
+        ("950,50,rest", "too few"),
+        ("0.9,0.1", "whole numbers"),
+        ("900,0", "whole numbers"),
+        ("900,-5", "whole numbers"),
+        ("rest,50,rest", "at most one of them rest"),
+        ("1,1,1,rest", "up to three"),
+        ("train=1,train=2", "whole numbers"),
+        ("", "whole numbers"),
+    ],
+)
+def test_impossible_counts(text, message):
+    with pytest.raises(InputError, match=message):
+        counted(text, 1000)
 
 
 def test_empty_parts_are_refused(ethanol, qm7x):

@@ -175,7 +175,8 @@ def test_by_size_and_by_element(qm7x: Dataset) -> None:
 
 def test_every_method_from_the_command_line(tmp_path: Path) -> None:
     file, out = BUNDLED / "qm7x_hand.npz", tmp_path / "s.json"
-    for words in ("molecule", "time", "random", "size --largest 18", "element --elements S,Cl", "leave-one-out --leave qm7x/0"):
+    methods = ("molecule", "time", "random", "size --largest 18", "element --elements S,Cl", "leave-one-out --leave qm7x/0")
+    for words in (*methods, "random --counts 1600,200,rest"):
         name = open_data(file).column("molecule")[0]
         done = command("data", "split", file, "--method", *words.replace("qm7x/0", name).split(), "--out", out)
         assert done.code == 0, done.err
@@ -188,6 +189,7 @@ def test_every_method_from_the_command_line(tmp_path: Path) -> None:
         "element --elements Xx": "needs --elements with symbols",
         "leave-one-out": "would write 200 files",
         "random --fractions a": "numbers separated by commas",
+        "time --counts 9,1": "--counts is for --method random",
     }.items():
         done = command("data", "split", file, "--method", *words.split(), "--out", tmp_path / "never.json")
         assert done.code == 2 and message in done.err, done.err

@@ -58,6 +58,7 @@ def split_command(
     *more: Path,
     method: Method = "molecule",
     fractions: str = "0.8,0.1,0.1",
+    counts: str | None = None,
     blocks: int = 10,
     gap: int = 0,
     held: Held = ALL,
@@ -68,6 +69,8 @@ def split_command(
     """Divide a store into parts, saved as JSON that training reads (data.0.split=FILE), and look for leaks between them.
 
     Example: forcewell data split qm9.fw --method molecule --fractions 0.9,0.05,0.05 --seed 1
+
+    Example: forcewell data split aspirin.fw --method random --counts 9500,500,rest
 
     Example: forcewell data split md17.fw --method leave-one-out --leave aspirin --per-molecule 50000 --tested 5000
 
@@ -82,6 +85,8 @@ def split_command(
         balanced-scaffold: by Bemis-Murcko scaffold. leave-one-out, size, element: test on what training never sees.
     fractions
         Of train, validation, test; or with names: train=0.9,holdout=0.1. Not for leave-one-out, size and element.
+    counts
+        With --method random, instead of fractions: so many conformations; rest stands for those that are left.
     blocks
         With --method time: stretches per trajectory.
     gap
@@ -93,24 +98,33 @@ def split_command(
     allow_leaks
         Save also a split whose parts share what the method rules out.
     """
-    from forcewell import split as splits
     from forcewell.store import open_data
 
     datasets = {path: open_data(path) for path in (store, *more)}
     if more and method != "leave-one-out":
         raise InputError(f"--method {method} divides one store; several are for leave-one-out")
-    dataset = datasets[store]
+    if counts is not None and method != "random":
+        raise InputError(f"--counts is for --method random; {method} divides larger things than single conformations")
     if method == "leave-one-out":
         return _save(_left_out(datasets, held, seed), datasets, out, allow_leaks)
-    if method in ("size", "element"):
-        split = _unlike(dataset, method, held, seed)
-    elif method == "time":
-        split = splits.by_time_block(dataset, named(fractions), blocks=blocks, gap=gap, seed=seed)
-    elif method in ("scaffold", "balanced-scaffold"):
-        split = splits.by_scaffold(dataset, named(fractions), seed if method == "balanced-scaffold" else None)
-    else:
-        split = (splits.by_molecule if method == "molecule" else splits.random)(dataset, named(fractions), seed)
+    shares = named(fractions) if counts is None else counted(counts, len(datasets[store]))
+    split = _divided(datasets[store], method, shares, (blocks, gap), held, seed)
     return _save({(store, method): split}, datasets, out, allow_leaks)
+
+
+def _divided(
+    dataset: Dataset, method: str, shares: Mapping[str, float] | Sequence[float], time: tuple[int, int], held: Held, seed: int
+) -> Split:
+    """One store by any method but leave-one-out. time: blocks and gap."""
+    from forcewell import split as splits
+
+    if method in ("size", "element"):
+        return _unlike(dataset, method, held, seed)
+    if method == "time":
+        return splits.by_time_block(dataset, shares, blocks=time[0], gap=time[1], seed=seed)
+    if method in ("scaffold", "balanced-scaffold"):
+        return splits.by_scaffold(dataset, shares, seed if method == "balanced-scaffold" else None)
+    return (splits.by_molecule if method == "molecule" else splits.random)(dataset, shares, seed)
 
 
 def _left_out(datasets: Mapping[Path, Dataset], held: Held, seed: int) -> dict[tuple[Path, str], Split]:
@@ -205,3 +219,21 @@ def named(text: str) -> dict[str, float] | list[float]:
         if isinstance(error, InputError):
             raise
         raise InputError(f"fractions are numbers separated by commas, such as 0.8,0.1,0.1, not {text!r}") from None
+
+
+def counted(text: str, total: int) -> dict[str, float]:
+    """Fractions of ``total`` conformations from ``9500,500,rest`` or ``train=9500,holdout=500``.
+
+    Raises InputError for other words, several rests, and more conformations than there are.
+    """
+    from forcewell.split import PARTS
+
+    words = pairs(text.split(",")) if "=" in text else dict(zip(PARTS, text.split(","), strict=False))
+    rests = [name for name, word in words.items() if word.strip() == "rest"]
+    given = {name: word.strip() for name, word in words.items() if name not in rests}
+    if len(rests) > 1 or len(words) != text.count(",") + 1 or not all(word.isdecimal() and int(word) for word in given.values()):
+        raise InputError(f"counts are up to three whole numbers (or named ones), at most one of them rest: 9500,500,rest, not {text!r}")
+    left = total - sum(map(int, given.values()))
+    if left < len(rests):
+        raise InputError(f"the data have {total} conformations, too few for --counts {text}")
+    return {name: (left if name in rests else int(word)) / total for name, word in words.items()}
