@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ase.build
 import ase.io
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from forcewell.config import load_config
 from forcewell.evaluate.errors import evaluate
 from forcewell.potential import Potential
 from forcewell.split import random
-from forcewell.store import MemoryData, open_data
+from forcewell.store import MemoryData, StoreWriter, open_data
+from forcewell.system import System, block_of
 from forcewell.training_data import gather
 
 
@@ -36,6 +38,26 @@ def test_own_validation_data_do_not_become_the_last_level(tmp_path: Path) -> Non
     config = settings(str(data), objectives="et-ore", validation={"path": str(tmp_path / "other.xyz")})
     _, _, validation, levels = gather(load_config(str(write_yaml(tmp_path / "c.yaml", config))), tmp_path / "data", "none", quiet=True)
     assert levels == ["", "PBE/def2-SVP"] and len(validation) == 1 and len(validation[0].rows) == 6
+
+
+def test_isomers_under_one_formula_are_told_apart(tmp_path: Path) -> None:
+    """As in ANI-1x: behind dimethyl ether, under the same identifier, is ethanol, which pre-training must not see."""
+    frames = [open_data(ethanol(tmp_path / "ethanol.npz"))[k].to_atoms() for k in range(12)]
+    ether = ase.build.molecule("CH3OCH3")
+    writer = StoreWriter(tmp_path / "mixed.fw")
+    for number, atoms in enumerate([ether] * 8 + frames):
+        block = block_of([System.from_atoms(atoms)])
+        block.molecule = np.array(["ani1x/C2H6O1"], dtype=object)
+        block.arrays["positions"] += 1e-3 * number
+        block.arrays["forces"] = np.zeros_like(block.arrays["positions"])
+        writer.append(block)
+    writer.finish()
+    config = settings(str(tmp_path / "mixed.fw"), objectives="et-ore", validation={"fraction": 0.2, "by": "random"})
+    _, training, validation, _ = gather(
+        load_config(str(write_yaml(tmp_path / "c.yaml", config))), tmp_path / "data", "benchmark", quiet=True
+    )
+    used = np.sort(np.concatenate([training[0].rows, validation[0].rows]))
+    assert used.tolist() == list(range(8))
 
 
 def test_a_saved_split_is_used(tmp_path: Path) -> None:

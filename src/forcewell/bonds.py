@@ -215,7 +215,7 @@ def excluded(block: Block, molecules: Iterable[str | int], each: bool = False) -
         _, first, inverse = np.unique(names, return_index=True, return_inverse=True)
     if all(isinstance(item, str) for item in molecules):
         # Most conformations lack the atoms, which is a hundred times cheaper to see than their bonds.
-        first = np.where(_could_contain(block, [str(item) for item in molecules])[first], first, -1)
+        first = np.where(could_contain(block, [str(item) for item in molecules])[first], first, -1)
     looked_at = np.flatnonzero(first >= 0)
     found = np.zeros(len(first), dtype=bool)
     if len(looked_at):
@@ -241,7 +241,7 @@ def _containing(block: Block, wanted: np.ndarray, names: Sequence[str]) -> np.nd
     return np.unique(conformation[np.isin(hashes, wanted)[owner]])
 
 
-def _could_contain(block: Block, molecules: Sequence[str]) -> np.ndarray:
+def could_contain(block: Block, molecules: Sequence[str]) -> np.ndarray:
     """(F,) True where a conformation has at least the atoms of one of the benchmark molecules."""
     starts, possible = block.offsets[:-1], np.zeros(len(block), dtype=bool)
     met = {z: np.add.reduceat(block.arrays["numbers"] == z, starts, dtype=np.int64) for z in (1, 6, 7, 8)} if len(block) else {}

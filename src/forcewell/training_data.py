@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -16,6 +17,7 @@ from forcewell.importing import import_source
 from forcewell.loader import Source
 from forcewell.objectives import PRESETS, FractionalDenoising, Objective, PropertyMatching, build
 from forcewell.store import Dataset, Store, open_data
+from forcewell.system import Block
 
 # Data shipped in the package: name -> (source, files, whether it is a benchmark molecule's own trajectory).
 BUNDLED = {
@@ -147,12 +149,27 @@ def _import_left_out(dataset: Dataset, molecules: Sequence[str]) -> bool:
 
 
 def _benchmark_rows(dataset: Dataset) -> np.ndarray:
-    """(len(dataset),) True for conformations of a benchmark molecule, judged by each molecule's first one."""
+    """(len(dataset),) True for conformations of a benchmark molecule, judged by each molecule's first one; by every one where the
+    identifier is but a formula (ANI-1x, Transition1x), which isomers share."""
     codes = leakage.identified(dataset)
     first = leakage.first_rows(codes)
     names = bonds.resolve("benchmark")
-    found = [bonds.excluded(dataset.block(rows), names) for rows in np.array_split(first, len(first) // 4096 + 1)]
-    return np.concatenate(found)[codes]
+    found, shared = [], []
+    for rows in np.array_split(first, len(first) // 4096 + 1):
+        block = dataset.block(rows)
+        found.append(bonds.excluded(block, names))
+        shared.append(bonds.could_contain(block, names) & _named_by_formula(block))
+    barred = np.concatenate(found)[codes]
+    isomers = np.flatnonzero(np.concatenate(shared)[codes])
+    for rows in np.array_split(isomers, len(isomers) // 4096 + 1):
+        barred[rows] = bonds.excluded(dataset.block(rows), names, each=True)
+    return barred
+
+
+def _named_by_formula(block: Block) -> np.ndarray:
+    """(F,) True where the part of the molecule identifier after the last slash is a formula, such as C2H6O1."""
+    assert block.molecule is not None
+    return np.array([re.fullmatch(r"([A-Z][a-z]?\d*)+", str(name).rpartition("/")[2]) is not None for name in block.molecule], dtype=bool)
 
 
 def _hold_out(config: RunConfig, entry: DataConfig, dataset: Dataset, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
