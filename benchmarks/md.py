@@ -33,7 +33,7 @@ def loop(potential: Potential, copies: int, ensemble: str, folder: Path) -> simu
     batch = Batch.from_systems([member.system for member in members], dtype=potential.dtype)
     settings = {"ensemble": ensemble, "temperature": 0.1, "timestep": 0.5, "relaxation": 100.0, "seed": 0, "record_every": STEPS}
     run = simulate._Run(potential, members, batch, folder, settings, histograms=False)
-    run.begin(resume=False)
+    run.begin(resume=False, steps=STEPS, progress=False)
     return run
 
 

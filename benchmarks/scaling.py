@@ -46,7 +46,8 @@ def point(model: str, copies: int, replicas: int, train: bool = False, threads: 
     torch.set_num_threads(threads)
     potential, device = load(model), torch.device("cpu")
     batch = Batch.from_systems([bench.ethanols(copies)] * replicas)
-    before = bench.peak_memory(device)
+    bench.forget_peak(device)
+    before, steps = bench.peak_memory(device), 1 if train else bench.CALL
     step: Callable[[], None] = bench._training(potential, batch) if train else bench._moving(potential.requires_grad_(False), batch)
     step()
     clock, best = (time.process_time if threads == 1 else time.perf_counter), float("inf")
@@ -55,7 +56,7 @@ def point(model: str, copies: int, replicas: int, train: bool = False, threads: 
         while calls == 0 or clock() - began < 0.3:
             step()
             calls += 1
-        best = min(best, (clock() - began) / calls * 1e3)
+        best = min(best, (clock() - began) / calls / steps * 1e3)
     return {"ms": best, "memory_mb": bench.peak_memory(device) - before}
 
 

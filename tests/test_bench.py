@@ -1,6 +1,8 @@
 """``forcewell bench`` measures what it says it measures."""
 
+import importlib
 import json
+import mmap
 import sys
 import types
 from pathlib import Path
@@ -80,3 +82,27 @@ def test_mistakes(words: list[str], message: str, capsys: pytest.CaptureFixture[
         main(["bench", *words])
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and message in error and "\n" not in error.strip()
+
+
+def test_the_loop_around_a_step_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """benchmarks/md.py: a step of the whole loop takes no less than the kernels alone."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    md = importlib.import_module("md")
+    potential = load("forcewell-small").eval().requires_grad_(False)
+    if not potential.path.startswith("compiled"):
+        pytest.skip("no compiled kernels here")
+    step, bare, alone = md.measure(md.loop(potential, 1, "langevin", tmp_path / "run"), 1)
+    print(f"step {step:.3f} ms, energy + forces {bare:.3f} ms, kernels {alone:.3f} ms")
+    assert min(step, bare, alone) > 0
+
+
+def test_memory_is_that_of_its_row() -> None:
+    """Memory that came and went before does not count."""
+    device = torch.device("cpu")
+    with mmap.mmap(-1, 320_000_000) as held:
+        held.write(bytes(320_000_000))
+        before = bench.peak_memory(device)
+    bench.forget_peak(device)
+    after = bench.peak_memory(device)
+    print(f"{before:.0f} MB, then {after:.0f} MB")
+    assert after < before - 200 or not Path("/proc/self/clear_refs").exists()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from learning import learn, model_for
-from tiny_runs import MODEL, command, ethanol, log, refuse, settings, small_store, succeed, weights, write_yaml
+from tiny_runs import command, ethanol, log, refuse, settings, small_store, succeed, weights, write_yaml
 
 import forcewell as fw
 from forcewell import train
@@ -21,7 +21,7 @@ from forcewell.evaluate.errors import EnergyErrors, evaluate, roc_auc
 from forcewell.nn.heads import MeanPooledProperties
 from forcewell.objectives import build, share
 from forcewell.potential import Potential, Prediction
-from forcewell.store import MemoryData, StoreWriter
+from forcewell.store import MemoryData
 from forcewell.system import Block, System
 
 # E = Σ_pairs ½ k (d - d₀)²: chemistry enough for what energies and forces should teach, with exact labels.
@@ -321,42 +321,6 @@ def test_denoising_alone_needs_no_forces_and_resumes(folder: Path, denoised: Pat
     succeed("pretrain", config, "--resume", "--out", folder / "parts")
     whole, parts = (weights(run / "model.safetensors") for run in (denoised, folder / "parts"))
     assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
-
-
-def test_normalised_noise_is_judged_alike_before_and_after(folder: Path, denoised: Path) -> None:
-    """Before anything was seen the deviation is that of noise without rigid motion; whatever was seen confirms it."""
-    for preset, known in (("noisynode-faithful", 0.04), ("noisynode", None)):
-        run = folder / f"moments-{preset}"
-        config = write_yaml(folder / "moments.yaml", settings(str(folder / "qm9.fw"), objectives=preset))
-        succeed("pretrain", config, "--out", run) if known is None else None
-        model = fw.load((denoised if known else run) / "model.safetensors")
-        expected = model.config["head"]["normalise"]["deviation"]
-        seen = float(model.noise_normaliser.square.mean()) ** 0.5
-        print(f"{preset}: expected {expected:.5f} Å, seen {seen:.5f}")
-        assert seen == pytest.approx(expected, rel=0.1) and (expected == known or expected < 0.038)
-
-
-def test_a_trained_model_is_told_of_its_factor(folder: Path) -> None:
-    config = write_yaml(folder / "factor.yaml", settings(str(folder / "qm7x.fw"), objectives={"energy": {"standardised": True}}))
-    words = ("finetune", config, "--from", MODEL, "--out")
-    assert "energies and forces of the model file are multiplied by" in succeed(*words, folder / "factor")
-    words = ("finetune", config, "--from", folder / "factor" / "model.safetensors", "--out")
-    assert "the factor of the model file stays" in succeed(*words, folder / "factor again")
-
-
-def test_charges_that_the_encoder_does_not_see_are_named(folder: Path) -> None:
-    block = fw.Store(folder / "qm7x.fw").block(range(40))
-    block.arrays["charge"] = (np.arange(40) < 15).astype(np.int8)
-    block.arrays["spin"] = block.arrays["charge"].astype(np.uint8) + 1
-    writer = StoreWriter(folder / "ions.fw")
-    writer.append(block)
-    writer.finish()
-    tree = settings(str(folder / "ions.fw"), objectives="et-ore")
-    tree["validation"] = {"path": str(folder / "qm7x.fw"), "maximum": 4}
-    out = succeed("pretrain", write_yaml(folder / "ions.yaml", tree), "--out", folder / "ions")
-    assert "15 conformations to train on are charged or not singlets" in out
-    words = ("--set", "model.encoder.electronic=true", "--out", folder / "electronic")
-    assert "not singlets" not in succeed("pretrain", folder / "ions.yaml", *words)
 
 
 def test_forces_after_denoising(folder: Path, denoised: Path) -> None:

@@ -18,6 +18,7 @@ import forcewell.potential as potential_module
 import forcewell.simulate as simulate_module
 from forcewell import step_path, traced
 from forcewell.batch import Batch
+from forcewell.potential import Potential, Prediction
 from forcewell.simulate import simulate
 from forcewell.step_path import FORCES, Gain, StepPath
 from forcewell.system import System
@@ -29,6 +30,14 @@ METHANOL_PAIR = ("methanol", "water", "methanol")
 
 class Killed(RuntimeError):
     pass
+
+
+class Doubled(Potential):
+    """A user's own: its forward would work on what the compiled one made of it already."""
+
+    def forward(self, *arguments: Any, **keywords: Any) -> Prediction:
+        found = super().forward(*arguments, **keywords)
+        return Prediction(2 * found.energy, 2 * found.forces)
 
 
 @pytest.fixture
@@ -68,14 +77,14 @@ def test_energies_and_forces_of_replicas(name: str, monkeypatch: pytest.MonkeyPa
     assert worst < 1e-12
 
 
-def run(folder: Path, start: System = WATER, **changes: Any) -> None:
+def run(folder: Path, start: System = WATER, time: float = 0.06, **changes: Any) -> None:
     """A simulation of two replicas by a small SchNet."""
     torch.manual_seed(3)
     potential = small_potential("schnet", layers=1)
     with torch.no_grad():  # as good as no forces: what holds nothing together still moves slowly
         [*potential.head.parameters()][-2].mul_(1e-3)
     settings = {"temperature": 1.0, "timestep": 0.5, "record_every": 20, "replicas": 2, "seed": 1, "progress": True}
-    simulate(potential, start, time=0.06, out=folder, **{**settings, **changes})
+    simulate(potential, start, time=time, out=folder, **{**settings, **changes})
 
 
 def recorded(folder: Path) -> dict[str, np.ndarray]:
@@ -119,6 +128,15 @@ def test_a_resumed_simulation_takes_the_same_path(stop: int, tmp_path: Path, cal
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
 
 
+def test_an_extended_simulation_chooses_anew(tmp_path: Path, calls: list[int]) -> None:
+    """Too short for anything at first; what was made then stays."""
+    run(tmp_path / "run", time=0.01)
+    assert not calls
+    first = (tmp_path / "run" / "replica-000.xyz").read_bytes()
+    run(tmp_path / "run", resume=True)
+    assert len(calls) >= 90 and (tmp_path / "run" / "replica-000.xyz").read_bytes().startswith(first)
+
+
 def test_one_molecule_gains_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_path, "DYNAMICS_GAINS", {"schnet": Gain(1.0, 10.0, 5.0, 2.0)})
     chosen = []
@@ -136,6 +154,7 @@ def test_what_never_compiles(tmp_path: Path, calls: list[int], monkeypatch: pyte
     transformer = small_potential("equivariant-transformer")
     never = [StepPath(transformer, FORCES, 10**6, training=False), StepPath(small_potential("schnet").double(), FORCES, 10**6)]
     never.append(StepPath(small_potential("schnet"), FORCES, 20, training=False))
+    never.append(StepPath(Doubled(small_potential("schnet").config), FORCES, 10**6, training=False))
     assert all(path.decided and path.shape is None for path in never)
     monkeypatch.setattr(potential_module, "instructions", lambda *_: 0)
     assert not StepPath(transformer, FORCES, 10**6, training=False).decided

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import platform
@@ -25,11 +26,15 @@ from forcewell.errors import InputError
 from forcewell.optim import Flat
 from forcewell.peers import MODELS, Structure, training_step
 from forcewell.potential import Potential
+from forcewell.static_batch import has_graphs
+from forcewell.step_path import FORCES, StepPath, compiled_gain
+from forcewell.stepping import stepper
 from forcewell.store import open_data
 from forcewell.system import System
 from forcewell.units import ns_per_day
 
 TIMESTEP = 0.5  # fs
+CALL = 10  # steps at a time, as in simulations
 COPIES = (1, 4, 16, 64)  # ethanols in one system: 9, 36, 144 and 576 atoms
 REPLICAS = (1, 8, 64, 256)
 TRAINED = 32  # molecules in a training step
@@ -70,22 +75,46 @@ def least(functions: dict[str, Callable[[], Any]], device: torch.device, seconds
 
 
 def peak_memory(device: torch.device) -> float:
-    """MB that this process has held at most (on a GPU: of its memory)."""
+    """MB that this process has held at most since ``forget_peak`` (on a GPU: of its memory)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return next(float(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 1e3
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
+def forget_peak(device: torch.device) -> None:
+    """Lets ``peak_memory`` begin anew, where the system can (CUDA, Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif Path("/proc/self/clear_refs").is_file():
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def _memory(step: Callable[[], Any], device: torch.device) -> float:
+    """MB held at most in a step, the program and its model included."""
+    forget_peak(device)
+    step()
+    return round(peak_memory(device), 1)
+
+
 def _moving(potential: Potential, batch: Batch) -> Callable[[], None]:
-    """A step of Langevin dynamics from rest; the molecules are put back in time, for weights that hold nothing together."""
+    """``CALL`` steps of Langevin dynamics from rest, taken as ``simulate`` takes them; the molecules are put back in time, for weights
+    that hold nothing together."""
+    batch = batch.to(potential.device)
     generator = torch.Generator(device=potential.device).manual_seed(0)
-    state = integrators.init(batch.to(potential.device), potential, temperature=1.0, generator=generator)
-    start = state.positions.clone(), torch.zeros_like(state.velocities), state.batch.positions.clone()
+    state = integrators.init(batch, potential, temperature=1.0, generator=generator)
+    advance, _ = stepper(potential, batch, "langevin", timestep=TIMESTEP, temperature=1.0, relaxation=100.0, steps=CALL, quiet=True)
+    advance(state, 1)  # takes the state over
+    start = batch.positions.double()
 
     def step() -> None:
-        state.positions, state.velocities = start[0], start[1]
-        state.batch.positions = start[2]
-        integrators.langevin_step(state, potential, TIMESTEP, 1.0, 0.01)
+        state.positions.copy_(start)
+        state.velocities.zero_()
+        state.batch.positions.copy_(start)
+        advance(state, CALL)
 
     return step
 
@@ -95,6 +124,10 @@ def _training(potential: Potential, batch: Batch) -> Callable[[], None]:
     weights = Flat(potential.train())
     optimiser = torch.optim.AdamW([weights.values], lr=1e-9, fused=True)
     batch = batch.to(potential.device)
+    path = potential.step_path = StepPath(potential, FORCES, steps=10**6)
+    potential(batch, create_graph=True)  # shows its shape
+    captured = has_graphs(potential.device)  # what is compiled on a CPU takes minutes, and is named instead
+    path.decide(captured, path.largest.with_room())
 
     def step() -> None:
         forces = potential(batch, create_graph=True).forces
@@ -160,10 +193,11 @@ def _dynamics(frozen: Potential, systems: list[System], others: Peers, seconds: 
     for name, (model, cutoff, call) in others.items():
         model.eval()
         functions[name] = partial(call, Structure(*_flat(batch), cutoff))
+    memory = _memory(functions["step"], frozen.device)
     times = least(functions, frozen.device, seconds)
-    row: dict[str, Any] = {"atoms": len(systems[0]), "replicas": len(systems), "ms_per_step": times.pop("step")}
+    row: dict[str, Any] = {"atoms": len(systems[0]), "replicas": len(systems), "ms_per_step": times.pop("step") / CALL}
     row["ns_per_day"] = ns_per_day(1e3 / row["ms_per_step"], TIMESTEP) * len(systems)
-    return row | {"ms_energy_forces": times.pop("energy_forces"), "memory_mb": round(peak_memory(frozen.device), 1), "peers_ms": times}
+    return row | {"ms_energy_forces": times.pop("energy_forces"), "memory_mb": memory, "peers_ms": times}
 
 
 def _trained(potential: Potential, others: Peers, seconds: float) -> dict[str, Any]:
@@ -173,10 +207,11 @@ def _trained(potential: Potential, others: Peers, seconds: float) -> dict[str, A
     for name, (model, cutoff, call) in others.items():
         optimiser = torch.optim.AdamW(model.train().parameters(), lr=1e-9)
         functions[name] = partial(training_step, call, Structure(*_flat(batch), cutoff), optimiser)
+    memory = _memory(functions["step"], potential.device)
     times = least(functions, potential.device, seconds)
     ms = times.pop("step")
     row = {"molecules": TRAINED, "atoms": 9, "ms_per_step": ms, "molecules_per_second": TRAINED / ms * 1e3}
-    return row | {"memory_mb": round(peak_memory(potential.device), 1), "peers_ms": times}
+    return row | {"memory_mb": memory, "peers_ms": times}
 
 
 def bench(model: str, device: str, threads: int | None, json_file: Path | None) -> None:
@@ -191,6 +226,8 @@ def bench(model: str, device: str, threads: int | None, json_file: Path | None) 
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
     say(f"{model}: {sum(p.numel() for p in potential.parameters()):,} parameters, cutoff {potential.cutoff:g} Å; {potential.path}")
+    if (gain := compiled_gain(potential)) is not None:
+        say(f"long simulations and trainings compile this model (not measured here): about {gain[0]:.1f} and {gain[1]:.1f} times as fast")
     say(f"{torch.get_num_threads()} thread(s); least time of {ROUNDS} rounds in turns (on the CPU processor time)")
     found = measure(potential)
     say("ethanols, steps of 0.5 fs         ms/step  energy + forces    ns/day   memory MB")

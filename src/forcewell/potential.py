@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from forcewell.batch import Batch
 from forcewell.errors import InputError, nearest
 from forcewell.fused import INSTRUCTIONS, Fused, functions, instructions
+from forcewell.graph import ListedBatch
 from forcewell.nn import EquivariantTransformer, Features, encoder
 from forcewell.nn.heads import ENERGY_HEADS, NOISE_HEADS, PROPERTY_HEADS, Displacement, GradientNoise, read_out
 from forcewell.nn.normaliser import RunningNormaliser
@@ -191,7 +192,9 @@ class Potential(nn.Module):
         return head(features, positions) if isinstance(head, Displacement) else head(features)
 
     def kernels(self, batch: Batch) -> Fused | None:
-        """Compiled kernels that give this batch's energy and forces, if there are any."""
+        """Compiled kernels that give this batch's energy and forces, if there are any; never for one that is being traced."""
+        if isinstance(batch, ListedBatch):
+            return None
         if batch.positions.dtype != torch.float32 or batch.positions.device.type != "cpu" or self.dtype != torch.float32:
             return None
         if self.encoder.force_embedding is not None and not bool(torch.isnan(batch.given_forces).all()):

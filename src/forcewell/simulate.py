@@ -8,7 +8,6 @@ import math
 import time as clock
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forcewell import captured, compiled, integrators, trajectory
+from forcewell import compiled, integrators, trajectory
 from forcewell.batch import Batch
 from forcewell.checkpoint import read_tensors, write_bytes, write_tensors
 from forcewell.display import say
@@ -25,9 +24,8 @@ from forcewell.evaluate.conservation import conservation
 from forcewell.evaluate.distances import distance_error, histogram
 from forcewell.integrators import State
 from forcewell.monitor import Monitor, Replica, copies_of, frames_of
-from forcewell.potential import Potential
-from forcewell.static_batch import has_graphs
-from forcewell.step_path import FORCES, StepPath
+from forcewell.step_path import StepPath
+from forcewell.stepping import stepper
 from forcewell.system import Block, System, block_of
 from forcewell.units import ns_per_day
 
@@ -163,7 +161,8 @@ class _Run:
         generator = torch.Generator(device=self.batch.positions.device).manual_seed(settings["seed"])
         chain = CHAIN if settings["ensemble"] == "nose-hoover" else 0
         self.state = integrators.init(self.batch, self.potential, temperature=settings["temperature"], generator=generator, chain=chain)
-        self.advance = self._advance(steps, progress)
+        bath = {name: settings[name] for name in ("timestep", "temperature", "relaxation")}
+        self.advance, self.path = stepper(self.potential, self.batch, settings["ensemble"], **bath, steps=steps, quiet=not progress)
         if saved is not None:
             self._restore(*saved)
         self.monitor = Monitor([self.members[index] for index in self.alive], self.state)
@@ -172,25 +171,6 @@ class _Run:
             self.check()
             self.record()
             self.save()
-
-    def _advance(self, steps: int, progress: bool) -> Callable[[State, int], None]:
-        """What takes steps: one compiled call for many, a CUDA graph of one, or PyTorch's calls (some perhaps compiled) one by one."""
-        potential, settings = self.potential, self.settings
-        ensemble, relaxation = settings["ensemble"], settings["relaxation"]
-        bath = {"timestep": settings["timestep"], "temperature": settings["temperature"]}
-        if compiled.possible(potential, self.batch):
-            return compiled.CompiledSteps(potential, ensemble, relaxation=relaxation, **bath)
-        step = {
-            "nve": partial(integrators.verlet_step, potential=potential, timestep=settings["timestep"]),
-            "langevin": partial(integrators.langevin_step, potential=potential, friction=1.0 / relaxation, **bath),
-            "nose-hoover": partial(integrators.nose_hoover_step, potential=potential, period=relaxation, **bath),
-        }[ensemble]
-        if isinstance(potential, Potential):
-            if has_graphs(potential.device):
-                return captured.CapturedSteps(step, potential.cutoff)
-            if not bool(self.batch.pbc.any()):
-                self.path = potential.step_path = StepPath(potential, FORCES, steps, quiet=not progress, training=False)
-        return partial(_repeat, step, self.path)
 
     def _agree(self, facts: dict[str, Any]) -> None:
         if facts.get("kind") != KIND:
@@ -252,10 +232,10 @@ class _Run:
                     bar.update(self.step, len(self.alive), len(self.members))
                 if recording:
                     self.record()
-                    if clock.perf_counter() - saved >= SAVE_SECONDS:
-                        self.save()
-                        saved = clock.perf_counter()
                 self._choose_path()
+                if recording and clock.perf_counter() - saved >= SAVE_SECONDS:
+                    self.save()
+                    saved = clock.perf_counter()
         elapsed, done = clock.perf_counter() - begun, self.step - first
         if done:
             self.save()
@@ -360,15 +340,6 @@ class _Run:
             error = distance_error(self.counts[index], frames_of(reference, member.system))
             row |= {"distances_mae": error.mae, "distances_floor": error.floor if math.isfinite(error.floor) else None}
         return row
-
-
-def _repeat(step: Callable[[State], None], path: StepPath | None, state: State, steps: int) -> None:
-    for _ in range(steps):
-        if path is not None:
-            path.begin()
-        step(state)
-        if path is not None:
-            path.end()
 
 
 class _Bar:

@@ -62,6 +62,15 @@ DYNAMICS_GAINS = {
 FEW = 1000  # directed pairs; an aspirin has 304 within 5 Å
 
 
+def compiled_gain(potential: Potential) -> tuple[float, float] | None:
+    """How many times as fast long simulations (of one small molecule) and trainings of a model are on this CPU, compiled as measured
+    elsewhere; None for a model with kernels, on a GPU, or without a C++ compiler."""
+    name, on_cpu = str(potential.config["encoder"]["name"]), potential.device.type == "cpu"
+    if not on_cpu or potential.path.startswith("compiled") or not has_compiler() or name not in GAINS:
+        return None
+    return DYNAMICS_GAINS[name].alone or DYNAMICS_GAINS[name].speed, GAINS[name].speed
+
+
 @dataclass(slots=True)
 class StepPath:
     """How the steps of a training (or, with ``training`` False, of molecular dynamics) are computed.
@@ -86,12 +95,16 @@ class StepPath:
     _began: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
+        self.decided = self.steps <= LOOK or not self._possible()
+
+    def _possible(self) -> bool:
         potential = self.potential
+        if self.setting == "never" or type(potential).forward is not Potential.forward:
+            return False
+        if has_graphs(potential.device):
+            return True
         usual = potential.device.type == "cpu" and potential.dtype == torch.float32 and potential.precision == "float32"
-        known = self._gain() is not None or self.setting == "always"
-        possible = has_graphs(potential.device) or (usual and known and not potential.path.startswith("compiled"))
-        if self.setting == "never" or not possible or self.steps <= LOOK:
-            self.decided = True
+        return usual and (self._gain() is not None or self.setting == "always") and not potential.path.startswith("compiled")
 
     def begin(self) -> None:
         """A step begins."""
@@ -143,7 +156,7 @@ class StepPath:
     def state(self) -> dict[str, Any]:
         """For the run's state file."""
         shapes = {"shape": self.shape and list(self.shape), "largest": list(self.largest), "complete": list(self.complete)}
-        return {"decided": self.decided, **shapes}
+        return {"decided": self.decided, "steps": self.steps, **shapes}
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """The inverse of ``state``; None is a run of a version that did not have this, and goes on as it did."""
@@ -151,6 +164,9 @@ class StepPath:
         self.decided, self.largest = bool(state["decided"]), Shape(*state["largest"])
         self.complete = Shape(*state.get("complete", self.complete))
         self.shape = Shape(*state["shape"]) if state["shape"] else None
+        # A simulation that is extended may be long enough now.
+        if self.shape is None and self.steps > state.get("steps", self.steps) and self._possible():
+            self.decided = False
 
     def __call__(self, batch: Batch, asked: Mapping[str, bool], create_graph: bool) -> Prediction | None:
         """The prediction, or None for the ordinary way."""

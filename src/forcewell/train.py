@@ -107,10 +107,10 @@ def train(run: Trainer, resume: bool = False) -> dict[str, Any]:
             _log(run, line)
         if run.step % run.validate_every == 0 or run.step == run.steps:
             _validate(run)
-        if run.step % run.save_every == 0 or run.step == run.steps:
-            save_state(run)
         if run.path.due(run.step):
             _choose_path(run)
+        if run.step % run.save_every == 0 or run.step == run.steps:
+            save_state(run)
     return {"loss": run.best, "seconds": run.seconds}
 
 
