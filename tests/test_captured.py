@@ -15,7 +15,7 @@ import pytest
 import torch
 from analytic import ETHANOL, WATER
 
-from forcewell import captured, integrators, simulate
+from forcewell import captured, integrators, simulate, stepping
 from forcewell import static_batch as module
 from forcewell.batch import Batch
 from forcewell.captured import CapturedSteps
@@ -207,7 +207,8 @@ def test_simulations_run_captured_on_cuda(tmp_path: Path, monkeypatch: pytest.Mo
         return function
 
     monkeypatch.setattr(captured, "capture", played)
-    monkeypatch.setattr(captured, "has_graphs", lambda device: True)
+    for place in (captured, stepping):
+        monkeypatch.setattr(place, "has_graphs", lambda device: True)
     simulate.simulate(potential, ETHANOL, out=tmp_path / "graph", **keywords)
     usual, graph = (read_log(tmp_path / name / "log.jsonl") for name in ("usual", "graph"))
     assert usual["time"].tolist() == graph["time"].tolist() and len(usual["time"]) == 7

@@ -157,7 +157,7 @@ def with_heads(head: dict[str, Any], objectives: Sequence[Objective], sources: S
 def _deviation(objective: Objective, sources: Sequence[Source]) -> float:
     """Standard deviation (Å) of the components of a noise target: σ, less what goes with the rigid-body motion that is taken out."""
     sigma = float(objective.sigma)  # type: ignore[attr-defined]
-    if objective.rigid_motion:  # type: ignore[attr-defined]
+    if objective.rigid_motion or not sources:  # type: ignore[attr-defined]
         return sigma
     counts = np.concatenate([source.data.counts[source.rows[:: 1 + len(source.rows) // MOST_COUNTED]] for source in sources])
     atoms, rigid = counts.sum(), np.where(counts > 2, 6, np.where(counts == 2, 5, 3)).sum()
