@@ -11,6 +11,7 @@ import pytest
 from tiny_runs import MODEL, ethanol, refuse, settings, succeed, write_yaml
 
 from forcewell.config import load_config
+from forcewell.errors import InputError
 from forcewell.evaluate.errors import evaluate
 from forcewell.potential import Potential
 from forcewell.split import random
@@ -43,21 +44,26 @@ def test_own_validation_data_do_not_become_the_last_level(tmp_path: Path) -> Non
 def test_isomers_under_one_formula_are_told_apart(tmp_path: Path) -> None:
     """As in ANI-1x: behind dimethyl ether, under the same identifier, is ethanol, which pre-training must not see."""
     frames = [open_data(ethanol(tmp_path / "ethanol.npz"))[k].to_atoms() for k in range(12)]
-    ether = ase.build.molecule("CH3OCH3")
-    writer = StoreWriter(tmp_path / "mixed.fw")
-    for number, atoms in enumerate([ether] * 8 + frames):
-        block = block_of([System.from_atoms(atoms)])
-        block.molecule = np.array(["ani1x/C2H6O1"], dtype=object)
-        block.arrays["positions"] += 1e-3 * number
-        block.arrays["forces"] = np.zeros_like(block.arrays["positions"])
-        writer.append(block)
-    writer.finish()
-    config = settings(str(tmp_path / "mixed.fw"), objectives="et-ore", validation={"fraction": 0.2, "by": "random"})
-    _, training, validation, _ = gather(
-        load_config(str(write_yaml(tmp_path / "c.yaml", config))), tmp_path / "data", "benchmark", quiet=True
-    )
-    used = np.sort(np.concatenate([training[0].rows, validation[0].rows]))
-    assert used.tolist() == list(range(8))
+    ether, torn = ase.build.molecule("CH3OCH3"), frames[0].copy()
+    torn.positions[-1] += 3.0  # no ethanol by its bonds, but a frame of one by its identifier
+    for name, several, left in (("ani1x/C2H6O1", [ether] * 8 + frames, 8), ("CCO", [*frames, torn] + [ether] * 8, 0)):
+        store = tmp_path / f"{left}.fw"
+        writer = StoreWriter(store)
+        for number, atoms in enumerate(several):
+            block = block_of([System.from_atoms(atoms)])
+            block.molecule = np.array([name], dtype=object)
+            block.arrays["positions"] += 1e-3 * number
+            block.arrays["forces"] = np.zeros_like(block.arrays["positions"])
+            writer.append(block)
+        writer.finish()
+        config = settings(str(store), objectives="et-ore", validation={"fraction": 0.2, "by": "random"})
+        run = load_config(str(write_yaml(tmp_path / "c.yaml", config)))
+        if not left:
+            with pytest.raises(InputError, match="no conformations are left to train on"):
+                gather(run, tmp_path / "data", "benchmark", quiet=True)
+            continue
+        _, training, validation, _ = gather(run, tmp_path / "data", "benchmark", quiet=True)
+        assert np.sort(np.concatenate([training[0].rows, validation[0].rows])).tolist() == list(range(left))
 
 
 def test_a_saved_split_is_used(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def _import_left_out(dataset: Dataset, molecules: Sequence[str]) -> bool:
 
 
 def _benchmark_rows(dataset: Dataset) -> np.ndarray:
-    """(len(dataset),) True for conformations of a benchmark molecule, judged by each molecule's first one; by every one where the
+    """(len(dataset),) True for conformations of a benchmark molecule, judged by each molecule's first one, and by every one where the
     identifier is but a formula (ANI-1x, Transition1x), which isomers share."""
     codes = leakage.identified(dataset)
     first = leakage.first_rows(codes)
@@ -162,7 +162,7 @@ def _benchmark_rows(dataset: Dataset) -> np.ndarray:
     barred = np.concatenate(found)[codes]
     isomers = np.flatnonzero(np.concatenate(shared)[codes])
     for rows in np.array_split(isomers, len(isomers) // 4096 + 1):
-        barred[rows] = bonds.excluded(dataset.block(rows), names, each=True)
+        barred[rows] |= bonds.excluded(dataset.block(rows), names, each=True)
     return barred
 
 
