@@ -202,6 +202,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--size", choices=("tiny", "small"), default="small")
     parser.add_argument("--molecules", nargs="+", default=["ethanol"], help="of rMD17")
+    parser.add_argument("--rates-of-first", action="store_true", help="other seeds take the learning rates that seed 0's validation chose")
     parser.add_argument("--plan", action="store_true")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()

@@ -268,10 +268,15 @@ def run_arm(arm: str, described: Arm, seed: int, size: Size, given: argparse.Nam
         save()
         return tune(molecule, count, rate)
 
+    first = out / "results" / f"{arm}-0.json"
+    known = json.loads(first.read_text()) if given.rates_of_first and seed != 0 and first.is_file() else {"rows": []}
     for molecule in given.molecules or size.molecules:
         best = 2e-3
         for count in given.frames:
-            best = best_rate(lambda rate, molecule=molecule, count=count: tune(molecule, count, rate)["validation"], best)
+            if chosen := best_row(known, molecule, count, size.steps, labels):
+                best = chosen["rate"]
+            else:
+                best = best_rate(lambda rate, molecule=molecule, count=count: tune(molecule, count, rate)["validation"], best)
             row = tune(molecule, count, best)
             if given.stability and count in (100, 950) and "md" not in row:
                 row["md"] = stability(size, given.data, place, row)
@@ -291,9 +296,9 @@ def table(out: Path) -> None:
             print(f"{result['arm']:26s} {result['seed']} {steps:6d} steps  " + " ".join(cells))
 
 
-def best_row(result: dict[str, Any], molecule: str, count: int, steps: int) -> dict[str, Any] | None:
-    """The fine-tuning on forces that validation prefers."""
-    wanted = (molecule, count, steps, "forces")
+def best_row(result: dict[str, Any], molecule: str, count: int, steps: int, labels: str = "forces") -> dict[str, Any] | None:
+    """The fine-tuning on these labels that validation prefers."""
+    wanted = (molecule, count, steps, labels)
     rows = [row for row in result["rows"] if (row["molecule"], row["frames"], row["steps"], row.get("labels", "forces")) == wanted]
     return min(rows, key=lambda row: row["validation"], default=None)
 
@@ -311,6 +316,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of fine-tuning, other than the size's: are the runs converged?")
     parser.add_argument("--corpus", default="bundled:corpus", help="the store that `forcewell generate` makes, for the arms named after it")
     parser.add_argument("--stability", action="store_true", help="MD with the models of 100 and 950 frames")
+    parser.add_argument("--rates-of-first", action="store_true", help="other seeds take the learning rates that seed 0's validation chose")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -70,3 +70,10 @@ def test_claims_at_their_tiny_size(data: Path, tmp_path: Path) -> None:
     table = run("claims.py", *given, "--table")
     print(table)
     assert table.count("one seed") == 2 * len(arms)
+    run("claims.py", *given[:-1], "1", "--rates-of-first")
+    for arm in arms:
+        first, second = (json.loads((tmp_path / "out" / "results" / f"{arm}-{seed}.json").read_text(encoding="utf-8")) for seed in (0, 1))
+        for row in second["rows"]:
+            rivals = [other for other in first["rows"] if other["frames"] == row["frames"]]
+            assert row["rate"] == min(rivals, key=lambda other: other["validation"])["rate"]
+        assert len(second["rows"]) == 2 and all(row["seed"] == 1 for row in second["rows"])

@@ -271,3 +271,22 @@ def test_forces_of_a_scaled_level_carry_no_graph_unless_asked(molecules: Batch) 
     assert not plain.forces.requires_grad and not plain.energy.requires_grad and graph.forces.requires_grad
     graph.forces.square().sum().backward()
     assert float(potential.level_scale.grad.abs()) > 0
+
+
+def test_kernels_of_other_sources_are_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that an earlier installation left beside newer sources would read its arguments wrongly."""
+    if fused.functions() is None:
+        pytest.skip("installed without a C++ compiler")
+    said: list[str] = []
+    monkeypatch.setattr(fused, "say", said.append)
+    monkeypatch.setattr(fused, "INTERFACE", fused.INTERFACE + 1)
+    assert fused.functions.__wrapped__() is None and len(said) == 1 and "built from other sources" in said[0]
+
+
+def test_a_model_too_large_for_memory_is_refused() -> None:
+    if fused.functions() is None:
+        pytest.skip("installed without a C++ compiler")
+    sizes = (fused._LONG * 4)(2**24, 1, 8, 32)  # a matrix of 5 PB
+    table = torch.zeros(2**24)
+    given = (fused.ctypes.c_double(5.0), fused.ctypes.c_double(0.0), *[fused._address(table)] * 3, fused._LONG(0))
+    assert not fused.functions().forcewell_create(fused._LONG(4), sizes, *given)

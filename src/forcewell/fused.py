@@ -18,22 +18,27 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from forcewell.batch import Batch
+from forcewell.display import say
 from forcewell.graph import periodic_pairs
 from forcewell.nn import EquivariantScalar, EquivariantTransformer
 
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
 # Floats per vector, and one more where matrix products are by AMX tiles.
 AMX = 17
+INTERFACE = 1  # of the functions in kernels/equivariant_transformer.cpp
 INSTRUCTIONS = {AMX: "AMX", 16: "AVX-512", 8: "AVX2", 4: "portable vectors"}
 
 
 @cache
 def functions() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where the package was installed without a compiler."""
+    """The compiled kernels, or None where the package was installed without a compiler, or they are of other sources than this file."""
     path = Path(__file__).with_name("_kernels" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so"))
     if not path.is_file():
         return None
     found = ctypes.CDLL(str(path))
+    if not hasattr(found, "forcewell_interface") or found.forcewell_interface() != INTERFACE:
+        say(f"{path.name} was built from other sources and is not used; install Forcewell again")
+        return None
     found.forcewell_create.restype = found.forcewell_run.restype = _POINTER
     found.forcewell_instructions.restype = _LONG
     register_optimizer_step_post_hook(_count_step)
@@ -83,6 +88,8 @@ class Fused:
                 _address(means), _address(betas), _address(own), _LONG(half),
             )
         )  # fmt: skip
+        if not self.handle:
+            raise MemoryError("no memory for the compiled kernels' weights")
         self.loaded: tuple[int, ...] = ()
         # Where each parameter is kept: to ask fifty modules by name takes 0.2 ms, a fifth of a small model's energy and forces.
         self.places = _places(encoder, head)

@@ -22,16 +22,16 @@ from forcewell.display import say
 from forcewell.graph import ListedBatch
 from forcewell.potential import Potential, Prediction
 from forcewell.static_batch import has_graphs
-from forcewell.traced import CompiledStep, Lists, Shape, complete, difference, has_compiler, lists_of
+from forcewell.traced import CompiledStep, Lists, Shape, complete, differences, has_compiler, lists_of
 
 Setting = Literal["auto", "always", "never"]
 FORCES = {"forces": True, "noise": False, "properties": False}  # asked of a potential in each step of molecular dynamics
 LOOK = 20  # ordinary steps whose shapes and times decide
 FIRST = 5  # of them are not timed: libraries warm up
 BUCKETS = 8  # shapes that are captured on a GPU at most; each keeps its activations' memory
-# Relative differences of forces and of gradients between the two paths, above which the compiled one is not used. Rounding in float32
-# gives 1e-6 to 1e-5.
-TOLERANCE = 1e-4
+# Relative differences between the two paths, above which the compiled one is not used: of energies and forces (rounding in float32 gives
+# 1e-7 to 2e-6), and of gradients of a loss, which sum over all pairs (1e-6 to 1e-5).
+TOLERANCES = 1e-5, 1e-4
 
 
 class Gain(NamedTuple):
@@ -201,22 +201,21 @@ class StepPath:
         problem = "" if captured or has_compiler() else "no C++ compiler"
         self._busy = True
         try:
-            error = float("inf") if problem else difference(step, batch, lists)
+            errors = (float("inf"),) * 2 if problem else differences(step, batch, lists)
         except Exception as failure:  # whatever a compiler may come to
             failed = "capturing failed" if captured else "compiling failed"
-            error, problem = float("inf"), f"{failed} ({[*str(failure).strip().splitlines(), type(failure).__name__][0][:200]})"
+            errors, problem = (float("inf"),) * 2, f"{failed} ({[*str(failure).strip().splitlines(), type(failure).__name__][0][:200]})"
         finally:
             self._busy = False
-        if not error <= TOLERANCE:  # nor if it is no number
+        found = f"{errors[0]:.0e} in forces" + (f", {errors[1]:.0e} in gradients" if self.training else "")
+        if not all(error <= allowed for error, allowed in zip(errors, TOLERANCES, strict=True)):  # nor if one is no number
             self.shape = None
             self._made.clear()
-            self._say(
-                f"{self._words()} by PyTorch: {problem or f'compiled ones differ by {error:.0e}'}; results may differ in the last bits"
-            )
+            self._say(f"{self._words()} by PyTorch: {problem or f'compiled ones differ by {found}'}; results may differ in the last bits")
             return None
         self._made.append(step)
         how = f"{'captured' if captured else 'compiled'} in {_clock(time.monotonic() - began)}"
-        self._say(f"{self._words()} {how}; difference in forces{' and gradients' if self.training else ''} {error:.0e}")
+        self._say(f"{self._words()} {how}; difference {found}")
         return step
 
     def _say(self, words: str) -> None:

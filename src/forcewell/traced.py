@@ -207,22 +207,24 @@ def _silu_backward(grad: Tensor, x: Tensor) -> Tensor:
     return grad * (s * (1 + x * (1 - s)))
 
 
-def difference(step: CompiledStep, batch: Batch, lists: Lists) -> float:
+def differences(step: CompiledStep, batch: Batch, lists: Lists) -> tuple[float, float]:
     """From the ordinary way: the largest relative one in the outputs and, when training, in the gradient of the sum of their squares."""
     right = step.potential(batch, create_graph=step.training, **step.asked)
     pairs = [(found, getattr(right, name)) for name, found in step(batch, lists).items()]
+    # Energies and forces may nearly cancel, forces do near a minimum: those below 1 eV and 1 eV/Å count as that much.
+    outputs = [_apart(a, b, 1.0 if name in ("energy", "forces") else 1e-12) for name, (a, b) in zip(step.present, pairs, strict=True)]
+    gradients = []
     if step.training:
         parameters = list(step.parameters.values())
-        gradients = []
         for which in range(2):
             loss = torch.stack([(pair[which] ** 2).sum() for pair in pairs]).sum()
             found = torch.autograd.grad(loss, parameters, materialize_grads=True)
             gradients.append(torch.cat([part.reshape(-1) for part in found]))
-        pairs.append((gradients[0], gradients[1]))
-    # Energies of the network may nearly cancel: those below 1 eV count as 1 eV.
-    least = [1.0 if name == "energy" else 1e-12 for name in (*step.present, "gradients")]
-    apart = [(a - b).detach().abs().max() / b.detach().abs().max().clamp(min=low) for (a, b), low in zip(pairs, least, strict=False)]
-    return float(torch.stack(apart).max())
+    return float(torch.stack(outputs).max()), float(_apart(*gradients, 1e-12)) if gradients else 0.0
+
+
+def _apart(a: torch.Tensor, b: torch.Tensor, least: float) -> torch.Tensor:
+    return (a - b).detach().abs().max() / b.detach().abs().max().clamp(min=least)
 
 
 def has_compiler() -> bool:

@@ -7,6 +7,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <memory>
+#include <new>
 #include <sys/mman.h>
 #include <thread>
 #include <vector>
@@ -16,47 +18,10 @@
 #include "machine.h"
 namespace {
 #include "dynamics.h"
+#include "memory.h"
 }
 
 namespace {
-
-// 2 MiB and more lie in pages of that size where Linux has them: what reads tens of megabytes once, as one small molecule does a large
-// model's weights, would otherwise look up a page for every 4 KiB.
-const long PAGE = 1L << 21;
-
-void* aligned(long bytes) {
-    void* p = nullptr;
-    if (posix_memalign(&p, bytes < PAGE ? 64 : PAGE, bytes < 64 ? 64 : bytes)) return nullptr;
-#if defined(MADV_HUGEPAGE)
-    if (bytes >= PAGE) madvise(p, bytes / PAGE * PAGE, MADV_HUGEPAGE);
-#endif
-    return p;
-}
-
-struct Model {
-    const Kernel* kernel;
-    Weights w;
-    std::vector<double> own_basis;
-    std::vector<void*> owned;
-    char* rest = nullptr;  // of the last of them, not given away yet
-    long left = 0;
-    std::mutex lock;
-    std::vector<Tape> spare;  // memory of finished tapes
-
-    float* floats(long n) {
-        const long bytes = (n * (long)sizeof(float) + 63) / 64 * 64;
-        if (bytes > left) {
-            left = std::max(bytes, 16 * PAGE);  // only what is written to takes memory
-            owned.push_back(rest = (char*)aligned(left));
-        }
-        rest += bytes, left -= bytes;
-        return (float*)(rest - bytes);
-    }
-    ~Model() {
-        for (void* p : owned) free(p);
-        for (Tape& t : spare) free(t.memory);
-    }
-};
 
 struct Run {  // what a differentiable call keeps
     std::vector<Tape> tapes;
@@ -229,6 +194,9 @@ void by_chunks(long chunks, long threads, Helpers helpers, Work work) {
 
 extern "C" {
 
+// Counts the changes to what these functions take; a library of other sources is not called (fused.py).
+long forcewell_interface() { return 1; }
+
 // The best instruction set here, at most `most`, that the sizes are multiples of; 0 where none is.
 long forcewell_instructions(const long* sizes, long most) {
     const long channels = sizes[0], heads = sizes[2], radial = sizes[3];
@@ -239,9 +207,10 @@ long forcewell_instructions(const long* sizes, long most) {
 }
 
 // sizes: channels, layers, heads, radial. `own_basis`: the radial basis at r = 0. means and betas are copied. half: the weights of
-// all linear maps but the read-out's are rounded to bfloat16.
-void* forcewell_create(long instructions, const long* sizes, double cutoff, double softening, const float* means, const float* betas, const double* own_basis, long half) {
-    Model* m = new Model;
+// all linear maps but the read-out's are rounded to bfloat16. Null without memory.
+void* forcewell_create(long instructions, const long* sizes, double cutoff, double softening, const float* means, const float* betas, const double* own_basis, long half) try {
+    auto owner = std::make_unique<Model>();
+    Model* m = owner.get();
     m->kernel = kernel_of(instructions);
     Weights& w = m->w;
     memset((void*)&w, 0, sizeof w);
@@ -267,7 +236,9 @@ void* forcewell_create(long instructions, const long* sizes, double cutoff, doub
     half = 0;  // an energy needs more than three digits
     linear(w.norm_map1, C, C), linear(w.vector_map1, C, C2), linear(w.mix1, 2 * C, C), linear(w.gate1, C, C);
     linear(w.norm_map2, C2, C2), linear(w.mix2, C, C2);
-    return m;
+    return owner.release();
+} catch (const std::bad_alloc&) {
+    return nullptr;
 }
 
 void forcewell_destroy(void* model) { delete (Model*)model; }
