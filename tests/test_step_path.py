@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from analytic import WATER
+from tiny_runs import killed_at
 
 import forcewell.potential as potential_module
 import forcewell.simulate as simulate_module
@@ -26,10 +27,6 @@ from forcewell.testing import batch_of, small_potential
 from forcewell.traced import CompiledStep, Shape, complete, lists_of
 
 METHANOL_PAIR = ("methanol", "water", "methanol")
-
-
-class Killed(RuntimeError):
-    pass
 
 
 class Doubled(Potential):
@@ -110,19 +107,9 @@ def test_a_simulation_takes_the_compiled_path(tmp_path: Path, calls: list[int], 
 def test_a_resumed_simulation_takes_the_same_path(stop: int, tmp_path: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit, killed before the choice and after it."""
     run(tmp_path / "whole")
-    end, steps = StepPath.end, [0]
-
-    def killed(self: StepPath) -> None:
-        steps[0] += 1
-        if steps[0] == stop:
-            raise Killed
-        end(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StepPath, "end", killed)
-        patch.setattr(simulate_module, "SAVE_SECONDS", 0.0)
-        with pytest.raises(Killed):
-            run(tmp_path / "killed")
+    monkeypatch.setattr(simulate_module, "SAVE_SECONDS", 0.0)
+    with killed_at(stop):
+        run(tmp_path / "killed")
     run(tmp_path / "killed", resume=True)
     for name in ("log.jsonl", "replica-000.xyz", "replica-001.xyz"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
@@ -160,3 +147,13 @@ def test_what_never_compiles(tmp_path: Path, calls: list[int], monkeypatch: pyte
     assert not StepPath(transformer, FORCES, 10**6, training=False).decided
     run(tmp_path / "periodic", System({**WATER.arrays, "cell": 12.0 * np.eye(3), "pbc": np.ones(3, dtype=bool)}))
     assert not calls
+
+
+def test_atoms_that_outgrow_the_shape_go_the_ordinary_way_and_it_is_said(calls: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+    path = StepPath(small_potential("schnet", layers=1).double().eval().requires_grad_(False), FORCES, 1000, training=False)
+    batch = batch_of("methanol")
+    shape = lists_of(batch, path.potential.cutoff).shape
+    path.decide(True, Shape(shape.atoms + 1, shape.molecules + 1, shape.neighbours, shape.edges - 2))
+    assert path(batch, FORCES, False) is None and path(batch, FORCES, False) is None and not calls
+    assert capsys.readouterr().out == "energies and forces by PyTorch while the atoms have more neighbours than was compiled for\n"
+    assert path(batch_of("water"), FORCES, False) is not None and len(calls) == 2  # one to compare

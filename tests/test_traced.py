@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import ethanol, log, settings, succeed, weights, write_yaml
+from tiny_runs import ethanol, killed_at, log, settings, succeed, weights, write_yaml
 
 from forcewell import step_path, traced
 from forcewell.batch import Batch
@@ -219,10 +219,6 @@ def test_each_shape_is_captured_once(monkeypatch: pytest.MonkeyPatch, capsys: py
 TRAINING = {"steps": 12, "batch_size": 4, "validate_every": 6, "log_every": 2, "save_every": 3}
 
 
-class Killed(Exception):
-    """A run stops here."""
-
-
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Choices after six steps, graphs as traced; counts the steps that went through one."""
@@ -254,18 +250,9 @@ def test_a_resumed_run_takes_the_same_path(tmp_path: Path, quick: list[int], mon
     print(f"compiled and plain: weights within {off:.1e}")
     assert off < 1e-4
     for stop in (4, 9):
-        run, end, steps = tmp_path / f"stopped-{stop}", StepPath.end, [0]
-
-        def killed(self: StepPath, end: Any = end, steps: list[int] = steps, stop: int = stop) -> None:
-            steps[0] += 1
-            if steps[0] == stop:
-                raise Killed
-            end(self)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(StepPath, "end", killed)
-            with pytest.raises(Killed):
-                succeed("pretrain", tmp_path / "always.yaml", "--out", run)
+        run = tmp_path / f"stopped-{stop}"
+        with killed_at(stop):
+            succeed("pretrain", tmp_path / "always.yaml", "--out", run)
         succeed("pretrain", tmp_path / "always.yaml", "--out", run, "--resume")
         again = weights(run / "model.safetensors")
         assert all(torch.equal(ours[name], again[name]) for name in ours) and log(run) == log(tmp_path / "always")

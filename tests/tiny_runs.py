@@ -9,21 +9,49 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import yaml
 
 from forcewell.checkpoint import read_tensors
+from forcewell.step_path import StepPath
 
 MUSEUM = Path(__file__).parent / "museum"
 MODEL = MUSEUM / "format-1.safetensors"  # H, C, N, O, S, Cl; 8 channels; pre-trained, with a conditioning token
 ENCODER = {"channels": 16, "layers": 1, "heads": 2, "radial": 8, "cutoff": 3.0}
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 PROGRAM = Path(sys.executable).with_name("forcewell")
+
+
+class Killed(Exception):
+    """As good as a signal, in this process."""
+
+
+@contextlib.contextmanager
+def killed_at(step: int) -> Iterator[None]:
+    """The training or simulation in it is killed when its step number ``step`` ends."""
+    end, steps = StepPath.end, 0
+
+    def killed(self: StepPath) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == step:
+            raise Killed
+        end(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StepPath, "end", killed)
+        try:
+            yield
+        except Killed:
+            return
+        pytest.fail(f"it ended before step {step}")
 
 
 @dataclasses.dataclass

@@ -92,6 +92,7 @@ class StepPath:
     times: list[tuple[float, float]] = field(default_factory=list)  # wall and CPU seconds of steps
     _made: list[CompiledStep] = field(default_factory=list)
     _busy: bool = False
+    _outgrown: bool = False  # and said so
     _began: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
@@ -186,9 +187,15 @@ class StepPath:
     def _shape_for(self, lists: Lists) -> Shape | None:
         """Of a step to be made for these lists; None where they go the ordinary way."""
         captured = has_graphs(self.potential.device)
-        if self.shape is None or len(self._made) >= (BUCKETS if captured else 1):
+        if self.shape is None:
             return None
-        if self.shape.holds(lists.shape):
+        fits = self.shape.holds(lists.shape)
+        if not fits and not self.training and not self._outgrown:  # in training now and then a batch is larger, here it stays so
+            self._outgrown = True
+            self._say(f"{self._words()} by PyTorch while the atoms have more neighbours than was compiled for")
+        if len(self._made) >= (BUCKETS if captured else 1):
+            return None
+        if fits:
             return self.shape
         return lists.shape.with_room() if captured else None
 
