@@ -220,7 +220,7 @@ def differences(step: CompiledStep, batch: Batch, lists: Lists) -> tuple[float, 
             loss = torch.stack([(pair[which] ** 2).sum() for pair in pairs]).sum()
             found = torch.autograd.grad(loss, parameters, materialize_grads=True)
             gradients.append(torch.cat([part.reshape(-1) for part in found]))
-    return float(torch.stack(outputs).max()), float(_apart(*gradients, 1e-12)) if gradients else 0.0
+    return float(torch.stack(outputs).max()), float(_apart(gradients[0], gradients[1], 1e-12)) if gradients else 0.0
 
 
 def _apart(a: torch.Tensor, b: torch.Tensor, least: float) -> torch.Tensor:
