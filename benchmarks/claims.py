@@ -142,7 +142,7 @@ def several(objectives: str, seed: int, size: Size, given: argparse.Namespace) -
             file.with_suffix(".part").rename(file)
         return known["validation"]
 
-    best_rate(validation)
+    best_rate(validation, 2e-3)
 
 
 Errors = dict[tuple[str, int, str], list[float]]  # by molecule, frames and labels: one for each seed, in meV/Å or meV

@@ -73,6 +73,9 @@ class MorseNetwork(nn.Module):
     def device(self) -> torch.device:
         return self.depth.device
 
+    def check_electrons(self, charge: int, spin: int) -> None:
+        """Springs know of neither."""
+
     def check_elements(self, numbers: np.ndarray) -> None:
         if not set(np.unique(numbers)) <= set(self.elements):
             raise InputError("the model never saw one of the elements")

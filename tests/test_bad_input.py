@@ -119,6 +119,12 @@ def test_tf32_without_a_gpu(folder: Path) -> None:
     )
 
 
+def test_a_charge_that_the_model_would_pass_over(folder: Path) -> None:
+    words = ("--temperature", 300, "--time", 0.002, "--charge", 1, "--spin", 2, "--out", folder / "never")
+    said = refused(folder, "simulate", MODEL, folder / "good.npz", *words)
+    assert "the model does not know of charge 1 and spin 2" in said
+
+
 def test_missing_files(folder: Path) -> None:
     good, config, absent = folder / "good.npz", folder / "good.yaml", folder / "absent"
     for words, said in (

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from analytic import ETHANOL, WATER
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from forcewell import captured, integrators, simulate, stepping
 from forcewell import static_batch as module
@@ -152,19 +153,41 @@ def on_meta(thing: Any) -> Any:
     return thing
 
 
-@pytest.mark.parametrize(("name", "ensemble"), [*((name, "langevin") for name in ENCODERS), ("schnet", "nve"), ("schnet", "nose-hoover")])
-def test_a_step_never_waits_for_a_value(name: str, ensemble: str) -> None:
+class Copies(TorchDispatchMode):
+    """Copies from the host, for which a GPU waits, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default) and result.device.type == "meta":
+            self.found += [str(func) for one in args if isinstance(one, torch.Tensor) and one.device.type == "cpu"]
+        return result
+
+
+STEPPED = [*((name, "langevin", {}) for name in ENCODERS), ("schnet", "nve", {}), ("schnet", "nose-hoover", {})]
+WHITENED = ("equivariant-transformer", "langevin", {"vector_norm": "whitened"})
+
+
+@pytest.mark.parametrize(("name", "ensemble", "settings"), [*STEPPED, WHITENED])
+def test_a_step_never_waits_for_a_value(name: str, ensemble: str, settings: dict[str, Any]) -> None:
     """On the meta device, as in a CUDA graph, no value can be read and no number of results can depend on one."""
-    potential = small_potential(name, layers=1, electronic=True, levels=2).double()
+    potential = small_potential(name, layers=1, electronic=True, levels=2, **settings).double()
     for batch in (molecules(), crystals()):
         state = begin(potential, batch)
         many = CapturedSteps(partial(STEPS[ensemble], potential=copy.deepcopy(potential).to("meta")), potential.cutoff)
         assert many._take(state)
         on_meta(state).generator = None  # there is none for this device; noise has a shape all the same
-        many.once()
-        assert state.forces.device.type == "meta"
+        with Copies() as copies:
+            many.once()
+        assert state.forces.device.type == "meta" and not copies.found
     with pytest.raises((RuntimeError, NotImplementedError)):  # the control
         many.step(dataclasses.replace(state, batch=on_meta(molecules())))
+    with Copies() as copies:
+        torch.eye(3).to("meta")
+    assert copies.found
 
 
 def test_capture_warms_up_and_registers_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -243,7 +243,7 @@ def test_what_an_engine_does_not_have() -> None:
         ("gfn2", uranium, "GFN2-xTB has no parameters for U; it goes up to Rn"),
         ("pyscf:PBE/6-31G*", System.from_atoms(ase.Atoms("I2", [[0, 0, 0], [0, 0, 2.7]])), r"PySCF has no basis '6-31G\*' for I"),
         ("ase:emt.EMT", told, "CH3 has spin 2, of which engine 'ase:emt.EMT' is not told"),
-        ("forcewell-small", told, "CH3 has charge 0 and spin 2, which the model 'forcewell-small' does not know of"),
+        ("forcewell-small", told, "CH3: the model does not know of charge 0 and spin 2"),
         ("forcewell-small", System.from_atoms(molecule("SiH4")), "the model never saw Si"),
         ("pyscf:HF/STO-3G", System.from_atoms(bulk("Si")), "takes molecules, not periodic structures"),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any, ClassVar
@@ -201,6 +202,15 @@ def test_single_points_give_energies_not_enthalpies(sampled: MemoryData) -> None
     lowest = {repeats: min(float(one.get("energy")) for one in systems if len(one) == 12 * repeats) for repeats in (1, 3, 4)}
     assert [unit.value for unit in found.units] == pytest.approx([lowest[r] / r - lowest[1] for r in (3, 4)])
     assert [unit.error for unit in found.units] == [0.0, 0.0]
+
+
+def test_a_data_file_does_not_start_programs(sampled: MemoryData) -> None:
+    told = json.dumps({"engine": "ase:mopac.MOPAC", "version": "1", "settings": {"command": "false"}})
+    systems = [dataclasses.replace(sampled[k], source="loop minimum", engine=told) for k in range(0, len(sampled), 50)]
+    for one in systems:
+        one.arrays["equilibrium"] = np.int8(1)  # type: ignore[assignment]
+    with pytest.raises(InputError, match=r"made by ase:mopac\.MOPAC, whose program a file cannot start"):
+        from_minima(MemoryData.from_systems(systems), 300.0)
 
 
 def test_loops_are_found_by_their_graph() -> None:

@@ -239,6 +239,18 @@ def test_frames_that_are_missing_are_counted_by_reason(monkeypatch: pytest.Monke
         Sampler.made(water, [])
 
 
+def test_a_partner_that_does_not_relax_costs_its_dimers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(smiles: str, maker: Any) -> Any:
+        raise JobFailure("it does not relax")
+
+    water = Sampler(read_species("O"), GFN2, GFN2, seed=0)
+    modes = water.minima(1)[0]
+    monkeypatch.setattr(sampling, "_partner", failing)
+    frames = water.dimers([modes], 4, ["CO"])
+    assert water.left_out.pop("its partner CO: it does not relax") == ["dimer"] * 2
+    assert len(frames) + sum(map(len, water.left_out.values())) == 2 and all(len(frame) == 6 for frame in frames)
+
+
 def test_ions_and_open_shells_are_labelled_as_such() -> None:
     [hydronium] = sampled("[OH3+]", modes={}, dynamics={})
     assert int(hydronium.get("charge")) == 1 and hydronium.molecule == "[OH3+]"

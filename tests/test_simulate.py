@@ -20,6 +20,7 @@ from forcewell.errors import InputError
 from forcewell.evaluate.distances import density, histogram
 from forcewell.evaluate.stability import bonds
 from forcewell.integrators import State
+from forcewell.monitor import copies_of
 from forcewell.simulate import simulate
 from forcewell.system import Block, System
 
@@ -256,8 +257,16 @@ def test_command_reads_structures(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message) as caught:
             simulate_command.read_structure(tmp_path / name)
         assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="device 'gpu' cannot be used"):
-        simulate_command.check_device("gpu")
+    for device in ("gpu", "meta"):
+        with pytest.raises(InputError, match=f"device '{device}' cannot be used"):
+            simulate_command.check_device(device)
+
+
+def test_no_bond_through_an_open_axis() -> None:
+    """Two carbons of one layer, 5 Å apart, are 1.3 Å from each other's image above, which is not there."""
+    for periodic, watched in ((True, 1), (False, 0)):
+        atoms = ase.Atoms("C2", [[0, 0, 0], [0, 0, 5.0]], cell=[9, 9, 6.3], pbc=[True, True, periodic])
+        assert len(copies_of([System.from_atoms(atoms)], 1, None)[0].pairs) == watched
 
 
 def test_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

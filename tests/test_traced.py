@@ -65,6 +65,20 @@ def test_padding_changes_nothing(name: str) -> None:
         assert float(found.forces[len(batch.numbers) :].detach().abs().max()) == 0.0
 
 
+def test_padding_keeps_given_forces() -> None:
+    """DeNS' input in static shapes: given for some atoms, and for none."""
+    potential = small_potential("equivariant-transformer", layers=1, given_forces=True).double()
+    batch, found = molecules(), []
+    for given in (torch.randn(batch.positions.shape, generator=torch.Generator().manual_seed(0)).double(), batch.given_forces):
+        batch.given_forces = given
+        right = potential(batch, create_graph=True)
+        lists = lists_of(batch, potential.cutoff)
+        forces = potential(padded(batch, lists, room(batch, potential.cutoff)), create_graph=True).forces[: len(batch.numbers)]
+        found.append(right.forces)
+        assert relative(forces, right.forces) < 1e-12
+    assert relative(*found) > 0.01  # the control: they do something
+
+
 @pytest.mark.parametrize(
     ("name", "noise", "backend"), [*((name, False, None) for name in OTHERS[1:]), ("egnn", True, None), ("schnet", False, "aot_eager")]
 )

@@ -127,6 +127,15 @@ def test_an_exploding_run_stops(folder: Path) -> None:
     assert description["training"]["step"] == 0 and all(bool(torch.isfinite(p).all()) for p in best.parameters())
 
 
+def test_a_log_shorter_than_the_state_says(folder: Path) -> None:
+    """What is missing is not made up of zeros."""
+    place = run(folder, "shorter", ethanol(folder / "shorter.npz", 20))
+    whole = (place / "log.jsonl").read_bytes()
+    (place / "log.jsonl").write_bytes(whole[:60])
+    assert "log.jsonl: shorter than the state file says" in refuse("pretrain", folder / "shorter.yaml", "--out", place, "--resume")
+    assert (place / "log.jsonl").read_bytes() == whole[:60]
+
+
 def test_double_precision_runs_and_stays(folder: Path) -> None:
     place = run(folder, "double", ethanol(folder / "double.npz", 20), "hardware.precision=64-true", "training.steps=2")
     assert {value.dtype for name, value in weights(place / "model.safetensors").items() if name != "geometry_hashes"} == {torch.float64}

@@ -22,8 +22,9 @@ from forcewell.nn import equivariant_transformer, fused_messages
 from forcewell.nn.equivariant_transformer import AttentionLayer
 from forcewell.nn.fused_messages import FusedMessages
 from forcewell.potential import Potential
+from forcewell.static_batch import StaticBatch
 from forcewell.system import System
-from forcewell.testing import small_potential
+from forcewell.testing import batch_of, small_potential
 
 triton = pytest.importorskip("triton")
 
@@ -128,6 +129,26 @@ def test_forces_and_training_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     print(f"forces {error:.1e}, gradient {off[name]:.1e} ({name})")
     assert error < 1e-5 and off[name] < 5e-5
     assert set(gradients) == set(right_gradients)
+
+
+def test_forces_in_static_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in molecular dynamics: lists with room to spare, and frozen weights, whose gradients are not written pair by pair."""
+    asked: list[bool] = []
+    reverse = FusedMessages.reverse
+    monkeypatch.setattr(FusedMessages, "reverse", lambda self, *given: asked.append(given[-1]) or reverse(self, *given))
+    monkeypatch.setattr(Potential, "kernels", lambda *_: None)
+    potential = small_potential("equivariant-transformer", channels=16, heads=1, layers=2)
+    batch = batch_of("water", "methanol").to(dtype=torch.float32)
+    right = in_float64(potential)(batch.to(dtype=torch.float64)).forces
+    monkeypatch.setattr(equivariant_transformer, "supported", lambda *_: True)
+    static = StaticBatch.of(batch, potential.cutoff)
+    assert static is not None and static.capacity > int(batch.counts.max()) - 1
+    for frozen in (False, True):
+        forces = potential.requires_grad_(not frozen)(static).forces
+        error = float((forces - right).abs().max() / right.abs().max())
+        print(f"forces {error:.1e}")
+        assert error < 1e-5 and asked == [not frozen] * 2
+        asked.clear()
 
 
 def test_precision_of_products(monkeypatch: pytest.MonkeyPatch) -> None:

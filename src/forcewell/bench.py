@@ -20,9 +20,10 @@ import torch
 
 from forcewell import integrators
 from forcewell.batch import Batch
-from forcewell.checkpoint import load, write_bytes
+from forcewell.checkpoint import load
 from forcewell.display import say
 from forcewell.errors import InputError
+from forcewell.files import write_bytes
 from forcewell.optim import Flat
 from forcewell.peers import MODELS, Structure, training_step
 from forcewell.potential import Potential

@@ -22,7 +22,7 @@ WARM_UP = 3  # runs before a capture, in which libraries choose and compile thei
 
 
 def capture(function: Callable[[], None], generators: list[torch.Generator]) -> Callable[[], None]:
-    """A CUDA graph of ``function``, which works in place and draws from ``generators``; call it to run once more."""
+    """A CUDA graph of ``function``, which works in place on the current device and draws from ``generators``; call it to run once more."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

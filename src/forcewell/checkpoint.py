@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from forcewell import __version__
 from forcewell.errors import InputError, nearest
+from forcewell.files import write_bytes
 from forcewell.potential import Potential
 
 FORMAT = 1
@@ -46,21 +46,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mappin
     text = json.dumps(description, sort_keys=True)
     data = save(contiguous, metadata={"forcewell": text, "sha256": digest(text, contiguous)})
     write_bytes(path, data)
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from forcewell.errors import InputError, nearest
+from forcewell.files import write_bytes
 from forcewell.split_command import pairs, split_command
 
 app = cyclopts.App(name="data", help="Import data sets into a store, look into it, check it, split it.")
@@ -206,9 +206,7 @@ def check_command(
     reports = check_paths(data, split, **(as_options(map_, unit) | pairs(option)))
     show(reports, Console(highlight=False))
     if json_file is not None:
-        temporary = json_file.with_name(json_file.name + ".tmp")
-        temporary.write_text(json.dumps({path: report.as_json() for path, report in reports.items()}, indent=1), encoding="utf-8")
-        os.replace(temporary, json_file)
+        write_bytes(json_file, json.dumps({path: report.as_json() for path, report in reports.items()}, indent=1).encode())
     failed = {path: report.findings[0] for path, report in reports.items() if not report.ok}
     if failed:
         path, first = next(iter(failed.items()))

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from forcewell.checkpoint import load_model, training_hashes, write_bytes
+from forcewell.checkpoint import load_model, training_hashes
 from forcewell.display import Counting, say
 from forcewell.evaluate.errors import evaluate
+from forcewell.files import write_bytes
 from forcewell.overlap import geometry_hashes, overlap
 from forcewell.simulate_command import check_device
 from forcewell.split import Split

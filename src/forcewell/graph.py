@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from forcewell.batch import Batch
+from forcewell.products import exact
 from forcewell.static_batch import StaticBatch
 
 # Up to here all pairs of a molecule are tried at once (0.17 ms for 64 aspirins); above, a cell list is faster.
@@ -65,6 +66,11 @@ class ListedBatch(StaticBatch):
 def neighbours(batch: Batch, cutoff: float, lower: float = 0.0) -> Neighbours:
     """All neighbours with ``lower`` <= distance < ``cutoff`` (Å), differentiable in ``batch.positions`` and
     ``batch.cell``. Which atoms those are is found without gradients."""
+    with exact(batch.positions.device):
+        return _neighbours(batch, cutoff, lower)
+
+
+def _neighbours(batch: Batch, cutoff: float, lower: float) -> Neighbours:
     with torch.no_grad():
         padded, mask, images = batch.search(cutoff, lower) if isinstance(batch, StaticBatch) else _search(batch, cutoff, lower)
         N, K = mask.shape

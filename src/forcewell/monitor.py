@@ -39,7 +39,7 @@ def copies_of(systems: Sequence[System], copies: int, reference: Block | None) -
     the frames of the same molecule in ``reference``, or without one those of the structure."""
     members = []
     for index, system in enumerate(systems):
-        cell = system.get("cell") if system.get("pbc").any() else None
+        cell = system.get("cell") * system.get("pbc")[:, None] if system.get("pbc").any() else None  # no bonds through an open axis
         pairs, shifts = bonds(system.numbers, system.positions, cell)
         lengths = np.linalg.norm(system.positions[pairs[:, 1]] + shifts - system.positions[pairs[:, 0]], axis=1)
         if reference is not None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,12 +19,12 @@ from forcewell.graph import ListedBatch
 from forcewell.nn import EquivariantTransformer, Features, encoder
 from forcewell.nn.heads import ENERGY_HEADS, NOISE_HEADS, PROPERTY_HEADS, Displacement, GradientNoise, read_out
 from forcewell.nn.normaliser import RunningNormaliser
+from forcewell.products import Precision, products
 from forcewell.system import System, block_of
 
 if TYPE_CHECKING:
     import ase
 
-Precision = Literal["float32", "tf32", "bfloat16"]
 ELEMENTS = 119  # length of a reference-energy vector: index = atomic number
 
 
@@ -151,7 +151,7 @@ class Potential(nn.Module):
                 return Prediction(energy * scale, found * scale.index_select(0, batch.molecule)[:, None])
         grad = torch.enable_grad() if differentiate else torch.set_grad_enabled(torch.is_grad_enabled())
         half = torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bfloat16" else contextlib.nullcontext()
-        with grad, _products(self.precision):
+        with grad, products(self.precision):
             positions, cell, strain = batch.positions.detach(), batch.cell, None
             if forces or gradient_noise:
                 positions = positions.requires_grad_(True)
@@ -270,6 +270,11 @@ class Potential(nn.Module):
             raise InputError(f"the model does not know the level of theory {level!r}{nearest(level, self.levels)} (known: {known})")
         return self.levels.index(level)
 
+    def check_electrons(self, charge: int, spin: int) -> None:
+        """Raises InputError for a charge or a spin multiplicity that a model without such an input would pass over."""
+        if (charge, spin) != (0, 1) and not self.config["encoder"].get("electronic"):
+            raise InputError(f"the model does not know of charge {charge} and spin {spin}: it was built without model.encoder.electronic")
+
     def check_elements(self, numbers: np.ndarray | Tensor) -> None:
         """Raises InputError where ``numbers`` has elements that the model was never trained on, or cannot embed."""
         limit = self.encoder.elements
@@ -311,19 +316,6 @@ class Potential(nn.Module):
             columns = np.concatenate(properties) if properties else np.zeros((0, len(self.properties)))
             result["properties"] = dict(zip(self.properties, columns.T, strict=True))
         return result
-
-
-@contextlib.contextmanager
-def _products(precision: Precision) -> Iterator[None]:
-    """float32 matrix products on a GPU as TF32 where asked for; what was set before comes back."""
-    settings = torch.backends.cuda.matmul
-    before = settings.fp32_precision
-    if precision == "tf32":
-        settings.fp32_precision = "tf32"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before
 
 
 def _groups(systems: Sequence[System], atoms: int) -> list[list[System]]:

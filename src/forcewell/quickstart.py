@@ -21,10 +21,11 @@ import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from forcewell import runs
-from forcewell.checkpoint import load_model, write_bytes
+from forcewell.checkpoint import load_model
 from forcewell.config import RunConfig, load_config
 from forcewell.display import CONSOLE, say
 from forcewell.errors import InputError
+from forcewell.files import write_bytes
 from forcewell.process import end_with_parent, keep_memory
 from forcewell.quickstart_report import ARMS, ROLES, Plan, results
 from forcewell.report import write_report

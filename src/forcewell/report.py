@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from forcewell.errors import InputError
+from forcewell.files import write_bytes
 
 
 def write_report(results: Mapping[str, Any], directory: Path) -> Path:
@@ -27,8 +27,10 @@ def write_report(results: Mapping[str, Any], directory: Path) -> Path:
     # The page first: where it cannot be made, neither file is touched.
     text = page(plain)
     directory.mkdir(parents=True, exist_ok=True)
-    _replace(directory / "report.json", json.dumps(plain, sort_keys=True, allow_nan=False, ensure_ascii=False, indent=1) + "\n")
-    _replace(directory / "report.html", text)
+    write_bytes(
+        directory / "report.json", (json.dumps(plain, sort_keys=True, allow_nan=False, ensure_ascii=False, indent=1) + "\n").encode()
+    )
+    write_bytes(directory / "report.html", text.encode())
     return directory / "report.html"
 
 
@@ -126,13 +128,3 @@ def _charts(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename, so that a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from forcewell.checkpoint import load_model, save_model, training_hashes, write_bytes
+from forcewell.checkpoint import load_model, save_model, training_hashes
 from forcewell.config import RunConfig, dump_config, load_config
 from forcewell.display import TrainingDisplay, say
 from forcewell.doctor.levels import plan
 from forcewell.errors import InputError
+from forcewell.files import write_bytes
 from forcewell.loader import Loader, Source, fixed_batches
 from forcewell.model_building import adopt, elements_of, fresh, learns_energies, tell_charges, with_model_of
 from forcewell.objectives import Objective
@@ -127,6 +128,8 @@ def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) 
     """Trains, then fits the reference energies of every labelled level once more to the best model, unless it learned energies."""
     dtype = torch.float64 if config.hardware.precision == "64-true" else torch.float32
     potential = parts.potential.to(dtype)
+    # Not Fabric's own mixed precision, which would round the coordinates, too.
+    potential.precision = "bfloat16" if config.hardware.precision == "bf16-mixed" else "float32"
     settings, optimiser = config.training, config.optimiser
     average = potential
     if optimiser.average is not None:
@@ -220,7 +223,7 @@ def _fabric(config: RunConfig) -> Any:
     try:
         fabric = Fabric(
             accelerator=accelerator, devices=devices, num_nodes=nodes,
-            strategy="ddp" if devices * nodes > 1 else "auto", precision=hardware.precision,
+            strategy="ddp" if devices * nodes > 1 else "auto", precision="64-true" if hardware.precision == "64-true" else "32-true",
         )  # fmt: skip
     except (MisconfigurationException, RuntimeError, ValueError, ImportError) as error:
         raise InputError(f"hardware {hardware.accelerator!r} x {hardware.devices} cannot be used here: {error}") from None

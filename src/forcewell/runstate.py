@@ -10,6 +10,7 @@ from torch import Tensor
 
 from forcewell.checkpoint import read_tensors, write_tensors
 from forcewell.errors import InputError
+from forcewell.files import sizes
 
 if TYPE_CHECKING:
     from forcewell.train import Trainer
@@ -31,6 +32,7 @@ def save_state(run: Trainer) -> None:
     for key, value in run.optimiser.state_dict()["state"].get(0, {}).items():
         parts = run.weights.split(value) if value.dim() else [value] * len(names)
         tensors |= {f"optimiser.{name}.{key}": part for name, part in zip(names, parts, strict=True)}
+    sizes([run.directory / "log.jsonl"])  # on the disk before the state that counts its bytes
     write_tensors(run.directory / "state" / NAME, tensors, _facts(run))
 
 

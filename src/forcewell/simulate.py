@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forcewell import compiled, integrators, trajectory
+from forcewell import compiled, files, integrators, trajectory
 from forcewell.batch import Batch
-from forcewell.checkpoint import read_tensors, write_bytes, write_tensors
+from forcewell.checkpoint import read_tensors, write_tensors
 from forcewell.display import say
 from forcewell.errors import InputError, nearest
 from forcewell.evaluate.conservation import conservation
 from forcewell.evaluate.distances import distance_error, histogram
+from forcewell.files import write_bytes
 from forcewell.integrators import State
 from forcewell.monitor import Monitor, Replica, copies_of, frames_of
 from forcewell.step_path import StepPath
@@ -192,7 +193,7 @@ class _Run:
             "settings": self.settings,
             "alive": self.alive,
             "broke": [member.broke for member in self.members],
-            "sizes": trajectory.sizes(self.files),
+            "sizes": files.sizes(self.files),
             "path": None if self.path is None else self.path.state(),
         }
         write_tensors(self.folder / STATE, parts, facts)
@@ -213,7 +214,7 @@ class _Run:
         self.counts = parts["counts"].numpy()
         for path, size in zip(self.files, facts["sizes"], strict=True):
             if size or path.exists():
-                trajectory.cut(path, size)
+                files.cut(path, size)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 

@@ -62,6 +62,7 @@ def simulate(
     start = read_structure(structure, charge, spin)
     frames = None if reference is None else read_reference(reference, start)
     potential = load(model).to(check_device(device))
+    potential.check_electrons(int(start.get("charge")), int(start.get("spin")))
     if precision == "tf32" and potential.device.type == "cpu":
         raise InputError("--precision tf32 is of GPUs; on the CPU there are float32 and bfloat16")
     potential.precision = precision
@@ -146,11 +147,15 @@ def read_reference(path: Path, system: System) -> Block:
 
 
 def check_device(name: str) -> str:
-    """The device's name, if it is there. Raises InputError where not."""
+    """The device's name, if it is there; a GPU becomes the current one, on which graphs and kernels run. Raises InputError where not."""
     import torch
 
     try:
+        if torch.device(name).type not in ("cpu", "cuda"):
+            raise RuntimeError("a model runs on cpu or cuda")
         torch.empty(0, device=name, dtype=torch.float64)
+        if torch.device(name).type == "cuda":
+            torch.cuda.set_device(torch.device(name))
     except (RuntimeError, AssertionError, TypeError) as error:
         raise InputError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
     return name

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from forcewell.errors import InputError, nearest
+from forcewell.files import write_bytes
 from forcewell.leakage import Leak, described, first_rows, identifiers, leaks, molecules, moments
 from forcewell.scaffolds import packed, scaffolds
 from forcewell.store import Dataset
@@ -62,12 +63,7 @@ class Split:
             "accepted_leaks": [{"kind": leak.kind, "parts": leak.parts, "number": leak.number} for leak in accepted],
             "parts": {name: rows.tolist() for name, rows in self.parts.items()},
         }
-        temporary = path.with_name(path.name + ".tmp")
-        try:
-            temporary.write_text(json.dumps(content), encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_bytes(path, json.dumps(content).encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], dataset: Dataset, *, leaky: bool = False) -> Split:

@@ -29,8 +29,8 @@ class StaticBatch(Batch):
     periodic; inverse (M, 3, 3): Cartesian to fractional coordinates, 0 along directions that are not periodic. most: the largest
     number of neighbours met so far, written by every search. Where it exceeds ``capacity`` neighbours were left out and
     results are void: whoever uses the batch looks (when it likes), and does it again with ``with_room``.
-    Molecules and cells do not change and forces are never given, so encoders leave out checks of values, which would wait; an
-    ordinary batch of the same atoms has been through them before.
+    Molecules and cells do not change, and forces are never given (but in a ``ListedBatch``), so encoders leave out checks of
+    values, which would wait; an ordinary batch of the same atoms has been through them before.
     """
 
     width: int
@@ -94,4 +94,4 @@ class StaticBatch(Batch):
         if shifts is not None:
             empty = shifts.new_zeros(len(atoms), K + 1, 3)
             shifts = empty.scatter_(1, slot[:, :, None].expand(-1, -1, 3), shifts)[:, :K]
-        return padded, mask, shifts
+        return padded.contiguous(), mask, shifts  # kernels take rows one after another

@@ -103,7 +103,7 @@ class StepPath:
         if self.setting == "never" or type(potential).forward is not Potential.forward:
             return False
         if has_graphs(potential.device):
-            return True
+            return potential.encoder.capturable
         usual = potential.device.type == "cpu" and potential.dtype == torch.float32 and potential.precision == "float32"
         return usual and (self._gain() is not None or self.setting == "always") and not potential.path.startswith("compiled")
 

@@ -32,9 +32,9 @@ def stepper(
     }[ensemble]
     path = None
     if isinstance(potential, Potential):
-        if has_graphs(potential.device):
+        if has_graphs(potential.device) and potential.encoder.capturable:
             return captured.CapturedSteps(step, potential.cutoff), None
-        if not bool(batch.pbc.any()):
+        if not has_graphs(potential.device) and not bool(batch.pbc.any()):
             path = potential.step_path = StepPath(potential, FORCES, steps, quiet=quiet, training=False)
     return partial(_repeat, step, path), path
 

@@ -17,6 +17,7 @@ from forcewell.batch import Batch
 from forcewell.display import say
 from forcewell.errors import InputError
 from forcewell.evaluate.errors import EnergyErrors
+from forcewell.files import cut
 from forcewell.loader import Loader
 from forcewell.objectives import DATA, Noise, Objective, noisy, share
 from forcewell.optim import Flat, MovingAverage, Schedule
@@ -71,15 +72,14 @@ def train(run: Trainer, resume: bool = False) -> dict[str, Any]:
     Raises InputError when the loss is not finite, after saving the conformations at fault.
     """
     run._module, run.optimiser = run.fabric.setup(run.potential, run.optimiser)  # type: ignore[assignment]
-    if run.fabric.world_size == 1 and run.fabric.strategy.precision.precision in ("32-true", "64-true"):
+    if run.fabric.world_size == 1:
         run._module = run.potential  # the wrapper would only copy tensors to where they are
     run._moving = None if run.average is run.potential else MovingAverage(Flat(run.average), run.weights, run.decay or 0.0)
     run.path = run.potential.step_path = StepPath(run.potential, _outputs(run), run.steps, run.compile, quiet=not run.fabric.is_global_zero)
     log = run.directory / "log.jsonl"
     if resume:
         load_state(run)
-        with open(log, "r+b") as file:
-            file.truncate(run.log_bytes)
+        cut(log, run.log_bytes)
     else:
         if run.fabric.is_global_zero:
             log.write_bytes(b"")  # there may be one of a run that was stopped before its first save

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor
 
 from forcewell.checkpoint import digest
-from forcewell.errors import InputError
 from forcewell.system import System
 
 
@@ -20,17 +18,6 @@ def fingerprint(parts: Mapping[str, Tensor | np.ndarray], text: str = "") -> str
     """SHA-256 (hex) of named arrays, with their dtypes and shapes, and of a text."""
     tensors = {name: part if isinstance(part, Tensor) else torch.from_numpy(np.ascontiguousarray(part)) for name, part in parts.items()}
     return digest(text, tensors)
-
-
-def cut(path: Path, size: int) -> None:
-    """Shortens a file to ``size`` bytes, dropping what was written after the restored state.
-
-    Raises InputError where it is absent or already shorter, i.e. was changed by hand.
-    """
-    length = path.stat().st_size if path.exists() else -1
-    if length < size:
-        raise InputError(f"{path}: {'missing' if length < 0 else 'shorter than the state file says'}; it cannot be continued")
-    os.truncate(path, size)
 
 
 class Trajectories:
@@ -60,19 +47,6 @@ class Trajectories:
         head = f"{self._heads[replica]} energy={energy:.8f} time={time:.6f} temperature={temperature:.3f}\n"
         with self.paths[replica].open("a", encoding="utf-8") as file:
             file.write(head + self._rows[replica] % table)
-
-
-def sizes(paths: Sequence[Path]) -> list[int]:
-    """Bytes in each file (0 where absent), flushed to the disk, so that a state which names them is never ahead of them."""
-    found = []
-    for path in paths:
-        if not path.exists():
-            found.append(0)
-            continue
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
-            found.append(file.seek(0, os.SEEK_END))
-    return found
 
 
 def read_log(path: Path) -> dict[str, np.ndarray]:

@@ -183,9 +183,10 @@ class Model(Engine):
     def check(self, system: System) -> None:
         check_spin(system)
         self._potential.check_elements(system.numbers)
-        charge, spin = int(system.get("charge")), int(system.get("spin"))
-        if (charge, spin) != (0, 1) and not self._potential.config["encoder"].get("electronic"):
-            raise InputError(f"{named(system)} has charge {charge} and spin {spin}, which the model {self.name!r} does not know of")
+        try:
+            self._potential.check_electrons(int(system.get("charge")), int(system.get("spin")))
+        except InputError as error:
+            raise InputError(f"{named(system)}: {error}") from None
 
     def label(self, system: System) -> Labels:
         self.check(system)

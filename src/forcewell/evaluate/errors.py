@@ -27,6 +27,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Errors over all conformations of a data set, or over those at ``rows`` (integers, one part of a split).
 
+    Those of a level of theory that the model knows are evaluated at that one, others at ``level``, at the one of the data's that it
+    knows, or at its last; with ``level``, all at that one.
+
     force_mae, force_rmse (meV/Å, over components), force_cosine (mean over atoms with a force above 1e-3 eV/Å),
     per_element (force MAE by symbol), per_source; energy_mae and energy_rmse (meV per molecule), None where there is
     no energy label or, for compositions with a single frame, nothing to compare: force-trained energies have a free
@@ -37,12 +40,14 @@ def evaluate(
     Raises InputError for elements that the model never saw.
     """
     potential.check_elements(np.array(data.elements))
-    index = potential.level_index(level if level is not None else _shared_level(potential, data))
+    table = _levels(potential, data, level)
     rows = np.arange(len(data)) if rows is None else rows
+    levels = data.column("level")[rows]
     forces, labels, numbers, owners, energies, properties = [], [], [], [], [], []
     done = 0
     for chunk in _chunks(data.counts[rows], batch_atoms):
-        batch = Batch.from_block(data.block(rows[chunk]), dtype=potential.dtype, level=index).to(potential.device)
+        at = table[levels[chunk]]
+        batch = Batch.from_block(data.block(rows[chunk]), dtype=potential.dtype, level=at).to(potential.device)
         out = potential(batch, properties=bool(potential.properties))
         assert out.forces is not None
         forces.append(out.forces.double().cpu().numpy())
@@ -57,7 +62,7 @@ def evaluate(
     result: dict[str, Any] = {
         "n_conformations": len(rows),
         "n_atoms": int(data.counts[rows].sum()),
-        "level": potential.levels[index] if potential.levels else "",
+        "level": ", ".join(potential.levels[index] for index in np.unique(table[levels])) if potential.levels else "",
     }
     result |= _force_errors(np.concatenate(forces), np.concatenate(labels), np.concatenate(numbers), np.concatenate(owners), data)
     result |= _energy_errors(np.concatenate(energies), data, rows)
@@ -66,10 +71,12 @@ def evaluate(
     return result
 
 
-def _shared_level(potential: Potential, data: Dataset) -> str | None:
-    """The data's own level of theory where the model knows it."""
-    known = [level for level in data.levels if level in potential.levels]
-    return known[0] if len(known) == 1 else None
+def _levels(potential: Potential, data: Dataset, level: str | None) -> np.ndarray:
+    """For each of the data's levels of theory the index of that at which it is evaluated."""
+    known = [name for name in data.levels if name in potential.levels]
+    fallback = potential.level_index(level if level is not None or len(known) != 1 else known[0])
+    own = [potential.levels.index(name) if level is None and name in known else fallback for name in data.levels]
+    return np.array(own or [fallback], dtype=np.int64)
 
 
 def _chunks(counts: np.ndarray, atoms: int) -> list[np.ndarray]:

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from forcewell.display import say
 from forcewell.errors import InputError
+from forcewell.files import write_bytes
 from forcewell.generate.ring_energies import RingOpening, from_dynamics, from_minima
 from forcewell.store import open_data
 from forcewell.units import energy_factor
@@ -57,7 +58,7 @@ def enthalpy(
             say(line)
     if json_file is not None:
         text = json.dumps([_plain(dataclasses.asdict(one)) for one in found], indent=1, ensure_ascii=False)
-        json_file.write_text(text + "\n", encoding="utf-8")
+        write_bytes(json_file, (text + "\n").encode())
 
 
 def lines(found: RingOpening) -> list[str]:

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from forcewell.errors import InputError
 from forcewell.fields import PROVENANCE
+from forcewell.files import write_bytes
 from forcewell.generate.executors import Result
 from forcewell.store import StoreWriter
 from forcewell.store.reading import Sharded
@@ -118,8 +119,8 @@ class Journal:
             sink = pa.BufferOutputStream()
             with pa.ipc.new_file(sink, batch.schema.with_metadata({"names": json.dumps(names)})) as file:
                 file.write_batch(batch.replace_schema_metadata({"names": json.dumps(names)}))
-            _write(self._file(key, "arrow"), sink.getvalue())
-        _write(self._file(key, "json"), json.dumps(entry, ensure_ascii=False).encode())
+            write_bytes(self._file(key, "arrow"), sink.getvalue())
+        write_bytes(self._file(key, "json"), json.dumps(entry, ensure_ascii=False).encode())
         self._waiting[key] = entry
         self.cpu_seconds += entry["cpu_seconds"]
 
@@ -208,16 +209,6 @@ class _Waiting(Sharded):
 def _blocks(frames: Sequence[System]) -> list[Block]:
     groups = groupby(frames, key=lambda frame: (frame.level, frame.source, frame.engine))
     return [block_of(list(group)) for _, group in groups]
-
-
-def _write(path: Path, data: Any) -> None:
-    """A file as a whole or not at all, whatever happens."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
 
 
 def _short(value: Any) -> str:

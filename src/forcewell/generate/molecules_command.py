@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +10,7 @@ from cyclopts import Parameter
 
 from forcewell.display import say
 from forcewell.errors import InputError
+from forcewell.files import write_bytes
 
 if TYPE_CHECKING:
     from forcewell.engines import Engine
@@ -159,9 +159,7 @@ def card(store: Path, *, out: Path | None = None, title: str = "Generated data")
     if out is None:
         say(text)
         return
-    temporary = out.with_name(out.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, out)
+    write_bytes(out, text.encode())
     say(f"wrote {out}")
 
 

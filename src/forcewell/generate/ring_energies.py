@@ -12,6 +12,7 @@ import numpy as np
 from forcewell.conformers import require_rdkit
 from forcewell.engines import engine
 from forcewell.engines.base import labeller_of, mover_of
+from forcewell.engines.others import PREFIX
 from forcewell.errors import InputError
 from forcewell.generate.campaign import JobFailure
 from forcewell.generate.enthalpy import Average, Limit, PerUnit, average, endless, per_repeat_unit
@@ -91,7 +92,8 @@ def from_dynamics(data: Dataset, temperature: float | None = None) -> list[RingO
 
 def from_minima(data: Dataset, temperature: float | None = None, progress: Callable[[str], None] | None = None) -> list[RingOpening]:
     """From the lowest minimum of each molecule. Without a temperature: differences of energies. With one (K): enthalpies of the ideal
-    gas, harmonic vibrations with their zero-point energies and rigid rotation included, by the engine that made the store.
+    gas, harmonic vibrations with their zero-point energies and rigid rotation included, by the engine that made the store (but an ASE
+    calculator: a data file does not start programs).
 
     progress: told of each molecule before its vibrations, which cost six evaluations per atom. Raises InputError as ``from_dynamics``,
     where no frame is flagged as a minimum of the level that labelled it, and where a molecule does not relax to a true minimum.
@@ -127,6 +129,11 @@ def _enthalpy(data: Dataset, row: int, temperature: float) -> float:
     made = labeller_of(system.engine)
     if made is None:
         raise InputError("it does not say which engine made its minima, which the vibrations need; sample it with forcewell generate")
+    if made["engine"].startswith(PREFIX):
+        # Its settings may name any program of this machine, and a data file does not start programs.
+        raise InputError(
+            f"its minima were made by {made['engine']}, whose program a file cannot start; leave --temperature out for energies"
+        )
     maker = engine(made["engine"], **made["settings"])
     try:
         modes = settle(system, maker)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from forcewell.errors import InputError
+from forcewell.files import write_bytes
 from forcewell.sources.generated import NAMED
 from forcewell.store import Dataset, Store
 
@@ -33,21 +34,17 @@ def write_sample(dataset: Dataset, out: Path, limit: int) -> int:
         raise InputError(f"{out} already exists; choose another name or remove it")
     if out.suffix != ".npz":
         raise InputError(f"{out}: expected a name that ends in .npz")
-    count, temporary = min(len(dataset), max(1, limit // 200)), out.with_name(out.name + ".tmp")
-    try:
-        while True:
-            rows = sample_rows(dataset, count)
-            with open(temporary, "wb") as stream:
-                np.savez_compressed(stream, **_arrays(dataset, rows))
-            size = temporary.stat().st_size
-            if size <= limit:
-                break
-            if count == 1:
-                raise InputError(f"not one conformation fits into {limit} bytes")
-            count = max(1, min(count - 1, int(SPARE * count * limit / size)))
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    count = min(len(dataset), max(1, limit // 200))
+    while True:
+        rows, stream = sample_rows(dataset, count), io.BytesIO()
+        np.savez_compressed(stream, **_arrays(dataset, rows))
+        size = stream.tell()
+        if size <= limit:
+            break
+        if count == 1:
+            raise InputError(f"not one conformation fits into {limit} bytes")
+        count = max(1, min(count - 1, int(SPARE * count * limit / size)))
+    write_bytes(out, stream.getbuffer())
     return len(rows)
 
 

@@ -184,7 +184,11 @@ class Sampler:
             species, other = self.species, minima[int(self.generator.integers(len(minima)))]
             if partners and k % 2 == 0:
                 chosen = partners[int(self.generator.integers(len(partners)))]
-                species, other = _partner(chosen, self.engine)
+                try:
+                    species, other = _partner(chosen, self.engine)
+                except JobFailure as failure:
+                    self._leave_out(f"its partner {chosen}: {failure}", "dimer")
+                    continue
             first, second = (moved(one.minimum, sample_modes(one, temperature, 1, self.generator)[0]) for one in (mine, other))
             both = dimer(first, second, self.generator)
             bonds = np.concatenate([self.species.bonds, species.bonds + len(self.species.numbers)])

@@ -329,7 +329,8 @@ def _reverse(
         x, y, z = _displacement_bar(r, u, r_bar, across, DUAL)
         _store3(displacements_out + (place[:, None] * H + h) * 3, x, y, z, 1, inside[:, None])
         if PARAMETERS:
-            _keep(filters_out, dfilters_out, place[:, None] * 4 * C + c[None, :], C, inside[:, None], bar, VECTORS, DUAL)
+            # 2^31 floats are reached by 4,800 aspirins of the full-size model.
+            _keep(filters_out, dfilters_out, place[:, None].to(tl.int64) * 4 * C + c[None, :], C, inside[:, None], bar, VECTORS, DUAL)
         ngs, ngv = _given(scalars_bar + j[:, None] * C + c[None, :]), _given3(vectors_bar + at, C)
         key_bar, v1_bar, v2_bar, v3_bar, weighed = _sent(here, there[0], filters, m, u, own, ngs, ngv, VECTORS, DUAL)
         k_out += tl.sum(_chosen(key_bar, DUAL), 0)

@@ -36,12 +36,14 @@ class Encoder(nn.Module):
     is the same with and without them, and condition 0, charge 0 and a singlet add exactly zero for ever. given_forces: the
     forces of some atoms are inputs (``Batch.given_forces``; see ``ForceEmbedding``), for encoders with vectors.
 
-    ``provides`` names the optional features; ``energy_head`` and ``noise_head`` the default read-outs in heads.py.
+    ``provides`` names the optional features; ``energy_head`` and ``noise_head`` the default read-outs in heads.py. ``capturable``:
+    whether a CUDA graph can hold it, i.e. nothing in it waits for the device.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset()
     energy_head: ClassVar[str] = "per-atom"
     noise_head: ClassVar[str] = "gradient"
+    capturable: bool = True
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from forcewell.batch import Batch
 from forcewell.errors import InputError
-from forcewell.graph import neighbours
+from forcewell.graph import ListedBatch, neighbours
 from forcewell.nn.activation import silu
 from forcewell.nn.embedding import Encoder
 from forcewell.nn.features import Features
@@ -62,6 +62,7 @@ class EquivariantTransformer(Encoder):
         self.layers = nn.ModuleList(AttentionLayer(channels, heads, radial, smooth_cutoff) for _ in range(layers))
         self.norm = nn.LayerNorm(channels)
         self.vector_norm = None if vector_norm == "none" else WhitenedNorm(channels, published=vector_norm == "published-whitened")
+        self.capturable = vector_norm != "published-whitened"  # eigenvectors wait for the device
         for linear in (self.neighbour_filter, self.combine):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
@@ -75,8 +76,7 @@ class EquivariantTransformer(Encoder):
         nearby = geometry.gather(self.neighbour_embedding(self.species(batch)))
         x = self.combine(torch.cat([x, (filters * nearby).sum(1)], dim=1))
         vectors: Tensor | None = None  # all zero before the first layer, whose vector terms are skipped
-        none_given = self.force_embedding is None or isinstance(batch, StaticBatch) or bool(torch.isnan(batch.given_forces).all())
-        if self.force_embedding is not None and not none_given:
+        if self.force_embedding is not None and self._given(batch):
             vectors = self.force_embedding.vectors(batch)
         kept = []
         for layer in self.layers:
@@ -88,6 +88,12 @@ class EquivariantTransformer(Encoder):
         if self.vector_norm is not None:
             vectors = self.vector_norm(vectors)
         return Features(self.norm(x), vectors, layers=tuple(kept) if layers else None)
+
+    def _given(self, batch: Batch) -> bool:
+        """Whether forces may be an input: in static shapes without a look at them, which would wait for the device."""
+        if isinstance(batch, StaticBatch):
+            return isinstance(batch, ListedBatch)  # of training; there are none in molecular dynamics
+        return not bool(torch.isnan(batch.given_forces).all())
 
     def _geometry(self, batch: Batch) -> Geometry:
         """What all layers share: radial bases, envelopes and directions of the neighbours and of the atom itself."""

@@ -113,7 +113,8 @@ class _Messages(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scalars_bar: Tensor, vectors_bar: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        parameters = not torch.is_grad_enabled()  # that is, not under create_graph
+        # Not under create_graph, and not in molecular dynamics, where weights are frozen: they are written pair by pair.
+        parameters = not torch.is_grad_enabled() and ctx.needs_input_grad[4]
         return None, *_Gradients.apply(ctx.fused, parameters, scalars_bar, vectors_bar, *ctx.saved_tensors)  # type: ignore[misc]
 
 

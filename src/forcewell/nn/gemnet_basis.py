@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from forcewell.products import exact
+
 
 def polynomial_envelope(x: Tensor, exponent: int = 5) -> Tensor:
     """u(x) of DimeNet (eq. 8): 1 at x = 0, zero with two zero derivatives at x = 1 and beyond; x = distance / cutoff.
@@ -74,7 +76,9 @@ class SphericalBesselBasis(nn.Module):
         envelope = polynomial_envelope(x, self.exponent)
         # Beyond the cutoff the envelope is 0, but T_k grows like x^k: padded distances must not overflow.
         polynomials = chebyshev(x.clamp(max=1.0), len(self.coefficients))
-        return ((polynomials @ self.coefficients.to(x.dtype)) * envelope[:, None]).unflatten(1, (self.degrees, self.size))
+        with exact(x.device):  # terms of both signs nearly cancel
+            values = polynomials @ self.coefficients.to(x.dtype)
+        return (values * envelope[:, None]).unflatten(1, (self.degrees, self.size))
 
 
 def chebyshev(x: Tensor, count: int) -> Tensor:

@@ -91,7 +91,7 @@ class Interaction(nn.Module):
         weights = self.filter_out(shifted_softplus(self.filter_in(pairs.basis))) * pairs.envelope[:, None]
         spread = self.spread(x)
         messages = spread.index_select(0, pairs.sender).unflatten(0, (len(weights), pairs.ways)) * weights[:, None]
-        summed = torch.zeros_like(spread).index_add(0, pairs.receiver, messages.flatten(0, 1))
+        summed = messages.new_zeros(spread.shape).index_add(0, pairs.receiver, messages.flatten(0, 1))
         return self.output(shifted_softplus(self.gather(summed)))
 
 

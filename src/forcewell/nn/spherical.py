@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from forcewell.products import exact
+
 
 def harmonics(directions: Tensor, degree: int) -> Tensor:
     """Unit vectors (..., 3) -> real spherical harmonics (..., (degree + 1)²), degrees 0 to ``degree`` in a row.
@@ -125,6 +127,7 @@ class Couplings(nn.Module):
     def forward(self, directions: Tensor) -> list[Tensor]:
         """Unit vectors (E, 3) -> per degree l_in: (E, rows, 2 l_in + 1); see Geometry.kernels."""
         table = self.constants.view(torch.float64).to(directions.dtype) * self.signs.to(directions.dtype).index_select(0, self.path_of)
-        values = harmonics(directions, 2 * self.degrees - 2) @ table
+        with exact(directions.device):
+            values = harmonics(directions, 2 * self.degrees - 2) @ table
         parts = values.split(self.columns, dim=1)
         return [part.unflatten(1, (-1, 2 * l_in + 1)) for l_in, part in enumerate(parts)]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from forcewell.graph import Neighbours, places_of, reverse_edges
+from forcewell.products import exact
 
 
 @dataclass(slots=True)
@@ -47,7 +48,8 @@ class Edges:
 
     def cosines(self) -> Tensor:
         """(N, K, K) cosine of the angle between every two neighbours of an atom."""
-        return torch.bmm(self.directions, self.directions.mT)
+        with exact(self.directions.device):
+            return torch.bmm(self.directions, self.directions.mT)
 
 
 def edges_of(near: Neighbours) -> Edges:

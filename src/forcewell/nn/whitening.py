@@ -31,17 +31,24 @@ class WhitenedNorm(nn.Module):
         centred = centred - centred.mean(2, keepdim=True)
         covariance = centred @ centred.mT / centred.shape[2]
         if self.published:
-            values, axes = torch.linalg.eigh(covariance + PUBLISHED_EPSILON * torch.diag(torch.arange(1.0, 4.0).to(covariance)))
+            values, axes = torch.linalg.eigh(
+                covariance + PUBLISHED_EPSILON * torch.diag(torch.arange(1.0, 4.0, dtype=covariance.dtype, device=covariance.device))
+            )
             root = (axes / torch.sqrt(values + PUBLISHED_EPSILON)[:, None, :]) @ axes.mT
         else:
-            root = _inverse_root(covariance + EPSILON * torch.eye(3).to(covariance))
+            root = _inverse_root(covariance + EPSILON * _unit(covariance))
         return (root @ centred).to(vectors.dtype) * self.weight
+
+
+def _unit(like: Tensor) -> Tensor:
+    """Made on the device: a copy to it would wait, which a CUDA graph cannot hold."""
+    return torch.eye(3, dtype=like.dtype, device=like.device)
 
 
 def _inverse_root(matrices: Tensor) -> Tensor:
     """(N, 3, 3) symmetric positive definite -> their inverse square roots."""
     scale = matrices.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]  # above the largest eigenvalue
-    unit = torch.eye(3).to(matrices)
+    unit = _unit(matrices)
     root, inverse = matrices / scale, unit.expand_as(matrices)
     for _ in range(_ITERATIONS):
         correction = 1.5 * unit - 0.5 * inverse @ root
