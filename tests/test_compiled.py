@@ -18,14 +18,13 @@ import torch
 from forcewell import compiled, fused, integrators
 from forcewell.batch import Batch
 from forcewell.checkpoint import load, read_tensors
-from forcewell.integrators import State
+from forcewell.integrators import MOVING, State
 from forcewell.potential import Potential
 from forcewell.simulate import simulate
 from forcewell.store import open_data
 from forcewell.system import System
 
 TIMESTEP, TEMPERATURE, RELAXATION = 0.5, 300.0, 20.0
-MOVING = ("positions", "velocities", "forces", "energy", "chain")
 ENSEMBLES = pytest.mark.parametrize("ensemble", compiled.ENSEMBLES)
 
 

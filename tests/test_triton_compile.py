@@ -16,7 +16,9 @@ from forcewell.nn import attention_kernels
 
 constants = {"R": 16, "D": 16, "B": 16, "VECTORS": True, "PARAMETERS": True, "PRECISION": "tf32x3"}
 types = {"K": "i32", "C": "i32", "cutoff": "fp32", "alpha": "fp32", "senders": "*i64", "degrees": "*i32"}
-for kernel, constants["DUAL"] in ((attention_kernels._forward, True), (attention_kernels._reverse, False)):
+forward, reverse = attention_kernels._forward, attention_kernels._reverse
+variants = [(forward, True, True), (forward, False, False), (reverse, False, True), (reverse, False, False), (reverse, True, True)]
+for kernel, constants["DUAL"], constants["VECTORS"] in variants:
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else types.get(name, "*fp32") for name in names}
     values = {(names.index(name),): value for name, value in constants.items() if name in names}
@@ -26,10 +28,10 @@ for kernel, constants["DUAL"] in ((attention_kernels._forward, True), (attention
 
 
 def test_kernels_compile_for_hopper() -> None:
-    """With 16 channels per head: sums with their derivatives, and the reverse pass with gradients by parameters."""
+    """With 16 channels per head: sums and the reverse pass, with their derivatives and without, in the first layer and in later ones."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
     print(done.stdout)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("bytes for sm_90") == 2
+    assert done.stdout.count("bytes for sm_90") == 5

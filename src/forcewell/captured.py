@@ -13,11 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forcewell.integrators import State
+from forcewell.integrators import MOVING, State
 from forcewell.static_batch import StaticBatch, has_graphs
 
-# What a step changes; everything else in a State stays as it is.
-MOVING = ("positions", "velocities", "forces", "energy", "chain")
 WARM_UP = 3  # runs before a capture, in which libraries choose and compile their kernels
 
 

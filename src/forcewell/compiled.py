@@ -15,14 +15,11 @@ from torch import Tensor
 
 from forcewell.batch import Batch
 from forcewell.fused import Fused
-from forcewell.integrators import LONGEST_STEP, SUZUKI_YOSHIDA, State
+from forcewell.integrators import LONGEST_STEP, MOVING, SUZUKI_YOSHIDA, State
 from forcewell.potential import Potential
 from forcewell.units import ACCELERATION, thermal_energy
 
 ENSEMBLES = ("nve", "langevin", "nose-hoover")  # in the order of kernels/dynamics.h
-# What a step changes in place; a State gets copies that are its own at its first steps.
-MOVING = ("positions", "velocities", "forces", "energy", "chain")
-
 _NUMBERS = ("timestep", "heat", "friction", "period", "acceleration", "longest")
 _PLACES = ("offsets", "rows", "positions", "velocities", "forces", "masses", "share", "energy", "zero", "freedom", "angles", "rates")
 _PLACES = (*_PLACES, "seen", "scale", "embedded", "neighbours", "noise")

@@ -15,10 +15,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from forcewell.errors import InputError
+from forcewell.fields import ELEMENTS
 from forcewell.nn import ENCODERS, encoder_settings
 from forcewell.nn.heads import ENERGY_HEADS, NOISE_HEADS
-
-ELEMENTS = 119  # atomic numbers end at 118
 
 
 class _Section(BaseModel):

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from forcewell.checkpoint import save_model
 from forcewell.errors import InputError, nearest
+from forcewell.fields import ELEMENTS
 from forcewell.golden import MODELS, Published
 from forcewell.nn.heads import EquivariantScalar, OwnEnergies
 from forcewell.nn.se3_transformer import published_matrices
-from forcewell.potential import ELEMENTS, Potential
+from forcewell.potential import Potential
 from forcewell.torch_file import read_torch_file
 from forcewell.units import energy_factor
 

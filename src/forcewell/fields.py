@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+ELEMENTS = 119  # length of a vector by atomic number, which ends at 118; entry 0 is no element
+
 
 @dataclass(frozen=True, slots=True)
 class Field:

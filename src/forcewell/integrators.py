@@ -43,6 +43,7 @@ LONGEST_STEP = 10.0  # Å
 # Fourth-order Suzuki-Yoshida weights, H. Yoshida, Phys. Lett. A 150, 262 (1990).
 _OUTER = 1 / (2 - 2 ** (1 / 3))
 SUZUKI_YOSHIDA = (_OUTER, 1 - 2 * _OUTER, _OUTER)
+MOVING = ("positions", "velocities", "forces", "energy", "chain")  # what a step changes of a State
 FEW = 12  # molecules whose Nosé-Hoover chains are faster one by one than in NumPy
 
 

@@ -14,18 +14,17 @@ from torch import Tensor, nn
 
 from forcewell.batch import Batch
 from forcewell.errors import InputError, nearest
+from forcewell.fields import ELEMENTS
 from forcewell.fused import INSTRUCTIONS, Fused, functions, instructions
 from forcewell.graph import ListedBatch
 from forcewell.nn import EquivariantTransformer, Features, encoder
 from forcewell.nn.heads import ENERGY_HEADS, NOISE_HEADS, PROPERTY_HEADS, Displacement, GradientNoise, read_out
 from forcewell.nn.normaliser import RunningNormaliser
 from forcewell.products import Precision, products
-from forcewell.system import System, block_of
+from forcewell.system import System, block_of, consecutive
 
 if TYPE_CHECKING:
     import ase
-
-ELEMENTS = 119  # length of a reference-energy vector: index = atomic number
 
 
 @dataclass(slots=True)
@@ -300,11 +299,11 @@ class Potential(nn.Module):
             whole.validate()  # all at once, so that a message counts conformations as the caller does
             self.check_elements(whole.arrays["numbers"])
         energies, forces, stresses, properties = [], [], [], []
-        for group in _groups(converted, batch_atoms):
-            batch = Batch.from_block(block_of(group), dtype=self.dtype, level=index).to(self.device)
+        for part in consecutive([len(system) for system in converted], batch_atoms):
+            batch = Batch.from_block(block_of(converted[part]), dtype=self.dtype, level=index).to(self.device)
             out = self(batch, stress=stress, properties=bool(self.properties))
             energies.append(self.total_energy(out, batch).detach().cpu().numpy())
-            forces += [part.numpy() for part in out.forces.detach().cpu().split(batch.counts.tolist())]
+            forces += [one.numpy() for one in out.forces.detach().cpu().split(batch.counts.tolist())]
             if self.properties:
                 properties.append(self.property_values(out).cpu().numpy())
             if stress:
@@ -316,19 +315,6 @@ class Potential(nn.Module):
             columns = np.concatenate(properties) if properties else np.zeros((0, len(self.properties)))
             result["properties"] = dict(zip(self.properties, columns.T, strict=True))
         return result
-
-
-def _groups(systems: Sequence[System], atoms: int) -> list[list[System]]:
-    """Consecutive groups of at most ``atoms`` atoms (a larger single system is a group of its own)."""
-    groups: list[list[System]] = []
-    size = 0
-    for system in systems:
-        if not groups or size + len(system) > atoms:
-            groups.append([])
-            size = 0
-        groups[-1].append(system)
-        size += len(system)
-    return groups
 
 
 def _symbols(numbers: Sequence[int]) -> str:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from forcewell.potential import ELEMENTS, Potential
+from forcewell.fields import ELEMENTS
+from forcewell.potential import Potential
 from forcewell.store import Dataset
+from forcewell.store.references import least_norm
 from forcewell.system import Block, System, block_of
 
 
@@ -37,10 +39,10 @@ def minimum_norm(block: Block, energies: np.ndarray) -> tuple[np.ndarray, int]:
     composition = np.zeros((len(block), ELEMENTS))
     np.add.at(composition, (np.repeat(np.arange(len(block)), block.counts), block.arrays["numbers"]), 1.0)
     present = np.flatnonzero(composition.any(axis=0))
-    solution, _, rank, _ = np.linalg.lstsq(composition[:, present], energies, rcond=1e-10)
+    solution, rank = least_norm(composition[:, present], energies)
     references = np.zeros(ELEMENTS)
     references[present] = solution
-    return references, int(rank)
+    return references, rank
 
 
 def correct(

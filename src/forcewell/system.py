@@ -299,3 +299,14 @@ def block_of(systems: Sequence[System] | Iterable[System]) -> Block:
         properties=properties,
         engine=engines.pop() if len(engines) == 1 else "",
     )
+
+
+def consecutive(counts: Sequence[int] | np.ndarray, atoms: int) -> list[slice]:
+    """Groups of conformations that follow each other, with at most ``atoms`` of their numbers of atoms together, or one that has more."""
+    parts, start, total = [], 0, 0
+    for k, count in enumerate(np.asarray(counts).tolist()):
+        if k > start and total + count > atoms:
+            parts.append(slice(start, k))
+            start, total = k, 0
+        total += count
+    return [*parts, slice(start, len(counts))] if len(counts) else []

@@ -12,6 +12,7 @@ from torch import Tensor
 from forcewell.batch import Batch
 from forcewell.potential import Potential
 from forcewell.store import Dataset
+from forcewell.system import consecutive
 
 MILLI = 1000.0
 
@@ -45,15 +46,15 @@ def evaluate(
     levels = data.column("level")[rows]
     forces, labels, numbers, owners, energies, properties = [], [], [], [], [], []
     done = 0
-    for chunk in _chunks(data.counts[rows], batch_atoms):
-        at = table[levels[chunk]]
-        batch = Batch.from_block(data.block(rows[chunk]), dtype=potential.dtype, level=at).to(potential.device)
+    for part in consecutive(data.counts[rows], batch_atoms):
+        chunk, at = rows[part], table[levels[part]]
+        batch = Batch.from_block(data.block(chunk), dtype=potential.dtype, level=at).to(potential.device)
         out = potential(batch, properties=bool(potential.properties))
         assert out.forces is not None
         forces.append(out.forces.double().cpu().numpy())
         labels.append(batch.targets.forces.double().cpu().numpy())
         numbers.append(batch.numbers.cpu().numpy())
-        owners.append(np.repeat(rows[chunk], data.counts[rows[chunk]]))
+        owners.append(np.repeat(chunk, data.counts[chunk]))
         energies.append(potential.total_energy(out, batch).detach().cpu().numpy())
         if potential.properties:
             properties.append(potential.property_values(out).cpu().numpy())
@@ -77,18 +78,6 @@ def _levels(potential: Potential, data: Dataset, level: str | None) -> np.ndarra
     fallback = potential.level_index(level if level is not None or len(known) != 1 else known[0])
     own = [potential.levels.index(name) if level is None and name in known else fallback for name in data.levels]
     return np.array(own or [fallback], dtype=np.int64)
-
-
-def _chunks(counts: np.ndarray, atoms: int) -> list[np.ndarray]:
-    """Consecutive rows of at most ``atoms`` atoms (at least one row each)."""
-    group = np.zeros(len(counts), dtype=np.int64)
-    size, number = 0, 0
-    for row, count in enumerate(counts.tolist()):
-        if size and size + count > atoms:
-            size, number = 0, number + 1
-        size += count
-        group[row] = number
-    return np.split(np.arange(len(counts)), np.flatnonzero(np.diff(group)) + 1)
 
 
 def _force_errors(forces: np.ndarray, labels: np.ndarray, numbers: np.ndarray, owners: np.ndarray, data: Dataset) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from forcewell.engines import Engine, EngineFailure, labelled
 from forcewell.errors import InputError
 from forcewell.generate.campaign import Job, JobFailure, Summary, engine_of, engine_settings, run
 from forcewell.store import Dataset, open_data
-from forcewell.system import System
+from forcewell.system import System, consecutive
 
 
 def label_data(data: Sequence[Path], out: Path, engine: Engine, *, count: int | None = None, seed: int = 0, **options: Any) -> Summary:
@@ -35,11 +35,11 @@ def label_data(data: Sequence[Path], out: Path, engine: Engine, *, count: int | 
         owner, row = owner[chosen], row[chosen]
     _check_any(engine, (datasets[k][int(at)] for k, at in zip(owner.tolist(), row.tolist(), strict=True)))
     atoms = np.concatenate([dataset.counts for dataset in datasets])[chosen if count is not None else slice(None)]
-    jobs = [
-        Job("label", {"data": datasets[k].fingerprint, "rows": row[part].tolist()})
-        for k in range(len(datasets))
-        for part in _parts(np.flatnonzero(owner == k), atoms, engine.atoms_per_job)
-    ]
+    jobs = []
+    for k, dataset in enumerate(datasets):
+        mine = np.flatnonzero(owner == k)
+        parts = consecutive(atoms[mine], engine.atoms_per_job)
+        jobs += [Job("label", {"data": dataset.fingerprint, "rows": row[mine[part]].tolist()}) for part in parts]
     places = {"files": {dataset.fingerprint: str(path.resolve()) for dataset, path in zip(datasets, data, strict=True)}}
     done = run(jobs, "forcewell.generate.label:label", out, engine_settings(engine), places=places, **options)
     if not done.frames:
@@ -56,18 +56,6 @@ def _check_any(engine: Engine, structures: Iterable[System]) -> None:
         except InputError as error:
             reason = reason or str(error)
     raise InputError(f"nothing could be labelled: {reason}")
-
-
-def _parts(rows: np.ndarray, atoms: np.ndarray, most: int) -> Iterator[np.ndarray]:
-    """Consecutive rows with at most so many atoms together, or one row."""
-    start, total = 0, 0
-    for k, size in enumerate(atoms[rows].tolist()):
-        if k > start and total + size > most:
-            yield rows[start:k]
-            start, total = k, 0
-        total += size
-    if len(rows):
-        yield rows[start:]
 
 
 def label(arguments: dict[str, Any]) -> tuple[list[System], dict[str, list[str]]]:

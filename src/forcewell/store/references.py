@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from forcewell.fields import ELEMENTS
 from forcewell.store.gathering import Gatherer
 from forcewell.store.reading import Dataset
 
-ELEMENTS = 119  # length of a reference-energy vector: index = atomic number
 CHUNK = 16384  # conformations whose compositions are told apart at once
 
 
@@ -82,12 +82,18 @@ def references(dataset: Dataset) -> dict[str, np.ndarray]:
     return {level: fit.values for level, fit in reference_fits(dataset).items()}
 
 
+def least_norm(design: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, int]:
+    """The solution of least norm of design (R, K) x = values (R,) by least squares, and the rank; what all fits of references are."""
+    solution, _, rank, _ = np.linalg.lstsq(design, values, rcond=1e-10)
+    return solution, int(rank)
+
+
 def _fit(compositions: np.ndarray, number: np.ndarray, mean: np.ndarray, scatter: np.ndarray) -> ReferenceFit:
     """From each composition's conformations, mean energy, and sum of squared deviations from it."""
     elements = np.flatnonzero(compositions.any(axis=0))
     weight = np.sqrt(number)
     design = compositions[:, elements].astype(np.float64)
-    solution, _, rank, _ = np.linalg.lstsq(design * weight[:, None], mean * weight, rcond=None)
+    solution, rank = least_norm(design * weight[:, None], mean * weight)
     values = np.zeros(ELEMENTS)
     values[elements] = solution
     atoms = design.sum(axis=1)
@@ -98,7 +104,7 @@ def _fit(compositions: np.ndarray, number: np.ndarray, mean: np.ndarray, scatter
         return PerAtom(middle, float(np.sqrt(squares.sum() / number.sum())))
 
     before, after = per_atom(mean), per_atom(mean - design @ solution)
-    return ReferenceFit(values, tuple(elements.tolist()), int(rank), int(number.sum()), before, after)
+    return ReferenceFit(values, tuple(elements.tolist()), rank, int(number.sum()), before, after)
 
 
 def _merged(one: np.ndarray, two: np.ndarray) -> np.ndarray:
