@@ -62,6 +62,17 @@ def test_arms_at_their_tiny_size(data: Path, tmp_path: Path) -> None:
     assert all((out / "results" / f"{name}.svg").stat().st_size > 5000 for name in ("frames", "curves"))
 
 
+def test_several_molecules_at_once_at_their_tiny_size(data: Path, tmp_path: Path) -> None:
+    """Ethanol four times over: what is tested is the script."""
+    for molecule in ("aspirin", "naphthalene", "salicylic"):
+        for part in ("train", "test"):
+            (data / f"rmd17/rmd17_{molecule}_{part}_01.npz").symlink_to(data / f"rmd17/rmd17_ethanol_{part}_01.npz")
+    run("claims.py", data, tmp_path / "out", "--size", "tiny", "--groups", "several", "--encoders", "et", "--seeds", "0")
+    for name in ("et-ore", "joint"):
+        result = json.loads((tmp_path / "out" / "results" / f"several-{name}-0.json").read_text(encoding="utf-8"))
+        assert len(result["rows"]) >= 3 and all(row["salicylic"]["force_mae"] > 0 for row in result["rows"])
+
+
 def test_claims_at_their_tiny_size(data: Path, tmp_path: Path) -> None:
     given = (data, tmp_path / "out", "--size", "tiny", "--groups", "encoders", "--encoders", "egnn", "--seeds", "0")
     run("claims.py", *given)
