@@ -133,7 +133,6 @@ def test_data_shorthand_in_a_file(tmp_path: Path) -> None:
         (["training.steps=[1"], ["not plain YAML"]),
         (["level=!!python/object/apply:os.system ['echo']"], ["not plain YAML"]),
         (["objectives.forces.weight=2"], ["objectives is 'et-oreo' here", "as a whole"]),
-        (["data=a.xyz", "data.0.weight=2"], ["data is 'a.xyz' here"]),
     ],
 )
 def test_mistakes_are_told_in_one_line(changes: list[str], words: list[str]) -> None:
@@ -144,9 +143,7 @@ def test_mistakes_are_told_in_one_line(changes: list[str], words: list[str]) -> 
     assert [word for word in words if word not in str(told.value)] == []
 
 
-@pytest.mark.parametrize(
-    "text", ["- a\n- b\n", "just words", "", "7", "data: [\n", "data: &a [*a]\n", "\t- x", "1: 2\ndata: x\n", "data: [a.xyz]"]
-)
+@pytest.mark.parametrize("text", ["- a\n- b\n", "just words", "", "7", "data: [\n", "data: &a [*a]\n", "\t- x", "1: 2\ndata: x\n"])
 def test_files_that_are_no_configuration(text: str, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(InputError) as told:
@@ -180,3 +177,20 @@ def test_missing_files_and_recipes(tmp_path: Path) -> None:
 def test_the_tiny_configuration_of_these_tests_is_valid(tmp_path: Path) -> None:
     config = load_config(str(write_yaml(tmp_path / "c.yaml", settings("a.fw", training={"steps": 5}))))
     assert isinstance(config, RunConfig) and config.training.steps == 5 and config.training.batch_size == 4
+
+
+@pytest.mark.parametrize("given", ["a.xyz", "[a.xyz, {path: b.xyz, weight: 2}]"])
+def test_data_by_their_paths(given: str) -> None:
+    """One path, or a list of paths and entries; each has settings like one that is written out."""
+    config = load_config("forces", [f"data={given}", "data.0.split=s.json"])
+    assert [(entry.path, entry.split, entry.weight) for entry in config.data] == [("a.xyz", "s.json", 1.0), ("b.xyz", None, 2.0)][
+        : len(config.data)
+    ]
+    assert len(config.data) == 1 + given.count(",", 0, 8)
+
+
+@pytest.mark.parametrize("earlier", ["data.0.split=s.json", "data=a.xyz"])
+def test_what_was_said_of_data_is_not_dropped(earlier: str) -> None:
+    """A split that is dropped lets test frames into training."""
+    with pytest.raises(InputError, match=r"--set data=b\.xyz: it would replace what an earlier --set says of data"):
+        load_config("forces", [*(["data=a.xyz"] if earlier.startswith("data.") else []), earlier, "data=b.xyz"])

@@ -133,3 +133,19 @@ def test_energies_of_two_levels_are_not_mixed(tmp_path: Path) -> None:
     print(f"energy MAE {alone['energy_mae']:.6f} alone, {both['energy_mae']:.6f} meV with the second level")
     assert both["energy_mae"] == pytest.approx(alone["energy_mae"], rel=1e-6)
     assert both["energy_conformations"] == 40
+
+
+def test_it_says_how_many_have_labels_and_what_is_validated_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = open_data(ethanol(tmp_path / "rmd17_ethanol.npz"))
+    frames = [data[k].to_atoms() for k in range(20)]
+    for atoms in frames[:5]:
+        atoms.calc = None
+    ase.io.write(tmp_path / "some.xyz", frames, format="extxyz")
+    ase.io.write(tmp_path / "own.xyz", frames[15:], format="extxyz")
+    for own in (None, str(tmp_path / "own.xyz")):
+        tree = settings(str(tmp_path / "some.xyz"), objectives="et-ore", validation={"fraction": 0.1, "by": "random", "path": own})
+        gather(load_config(str(write_yaml(tmp_path / "c.yaml", tree))), tmp_path / "data", "none")
+    held_out, own_data, validation = (" ".join(line.split()) for line in capsys.readouterr().out.splitlines())
+    assert "some: 18 conformations to train on (" in held_out and "of 18 with forces" in held_out and "2 to validate on" in held_out
+    assert "some: 20 conformations to train on (15 of 20 with forces, 15 of 20 with energy); " in own_data
+    assert validation.endswith("own.xyz: 5 conformations to validate on, 5 of them in the training data")

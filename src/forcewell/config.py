@@ -203,11 +203,17 @@ def load_config(name: str, changes: list[str] | None = None) -> RunConfig:
         raise InputError(f"{where}: not plain YAML ({' '.join(str(error).split())})") from None
     if not isinstance(tree, dict):
         raise InputError(f"{where}: expected a mapping of settings, e.g. 'data:' and 'training:'")
+    _listed(tree)
     # Another encoder first: the settings that follow are its own, wherever they stand.
-    for change in sorted(changes or [], key=lambda change: not change.startswith(_ENCODER_CHANGES)):
+    ordered = sorted(changes or [], key=lambda change: not change.startswith(_ENCODER_CHANGES))
+    for number, change in enumerate(ordered):
+        if change.startswith("data=") and any(earlier.startswith(("data=", "data.")) for earlier in ordered[:number]):
+            raise InputError(
+                f"--set {change}: it would replace what an earlier --set says of data; give data once and first, e.g. "
+                "--set data=a.xyz --set data.0.split=s.json, or several as --set 'data=[a.xyz, b.xyz]'"
+            )
         _apply(tree, change)
-    if isinstance(tree.get("data"), str):
-        tree["data"] = [{"path": tree["data"]}]
+        _listed(tree)
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
@@ -235,6 +241,13 @@ def _text(name: str) -> tuple[str, str]:
     return (resources.files("forcewell.recipes") / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}"
 
 
+def _listed(tree: dict[str, Any]) -> None:
+    """``data`` may be one path or a list of paths; both become a list of entries, which have settings."""
+    data = tree.get("data")
+    if isinstance(data, (str, list)):
+        tree["data"] = [{"path": entry} if isinstance(entry, str) else entry for entry in ([data] if isinstance(data, str) else data)]
+
+
 def _apply(tree: dict[str, Any], change: str) -> None:
     """Sets one ``a.b.0.c=value`` in the tree, value read as YAML."""
     key, equals, value = change.partition("=")
@@ -252,7 +265,7 @@ def _apply(tree: dict[str, Any], change: str) -> None:
                 raise InputError(f"--set {key}: {part!r} is not an entry of a list of {len(place)}")
             place = place[int(part)]
         else:
-            if isinstance(place.get(part), str) and part in ("objectives", "data"):
+            if isinstance(place.get(part), str) and part == "objectives":
                 raise InputError(f"--set {key}: {part} is {place[part]!r} here and has no entries to change; set {part} as a whole")
             if part == "encoder" and isinstance(place.get(part), str):
                 place[part] = {"name": place[part]}

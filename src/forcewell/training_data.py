@@ -16,8 +16,11 @@ from forcewell.errors import InputError, nearest
 from forcewell.importing import import_source
 from forcewell.loader import Source
 from forcewell.objectives import PRESETS, FractionalDenoising, Objective, PropertyMatching, build
+from forcewell.overlap import geometry_hashes
 from forcewell.store import Dataset, Store, open_data
 from forcewell.system import Block
+
+LOOKED_AT = 20_000  # conformations whose labels are counted for the line that says how many there are: 20 ms
 
 # Data shipped in the package: name -> (source, files, whether it is a benchmark molecule's own trajectory).
 BUNDLED = {
@@ -85,12 +88,41 @@ def gather(
         validation.append(Source(name, dataset, held, entry.weight, copies, order, *extras))
         if not quiet:
             stated = ", ".join(level or "level of theory not stated" for level in dataset.levels)
-            say(f"{name}: {len(kept)} conformations to train on, {len(held)} to validate on; {stated}")
+            held_out = "" if own is not None else f", {len(held)} to validate on"
+            say(f"{name}: {len(kept)} conformations to train on{_labelled(dataset, kept)}{held_out}; {stated}")
     if own is not None:
         validation = [_own_validation(config, own, levels, objectives)]
+        if not quiet:
+            _say_validation(config, validation[0], datasets)
     if not any(len(source.rows) for source in validation):
         raise InputError("no conformations to validate on; raise validation.fraction or give validation.path")
     return objectives, training, validation, levels
+
+
+def _labelled(dataset: Dataset, rows: np.ndarray) -> str:
+    """In words, how many of the conformations have labels, where that is not all of them (of the first ones, of a large data set)."""
+    some = rows[:LOOKED_AT]
+    told = []
+    for name in ("forces", "energy"):
+        if name in dataset.fields and len(some):
+            block = dataset.block(some)
+            known = np.isfinite(block.arrays[name])
+            if name == "forces":
+                known = np.logical_and.reduceat(known.all(axis=1), block.offsets[:-1])
+            if not known.all():
+                told.append(f"{int(known.sum())} of {'the first ' if len(some) < len(rows) else ''}{len(some)} with {name}")
+    return f" ({', '.join(told)})" if told else ""
+
+
+def _say_validation(config: RunConfig, source: Source, datasets: Sequence[Dataset]) -> None:
+    """How many conformations there are, and whether some of them are trained on."""
+    hashes = geometry_hashes(source.data.block(source.rows))
+    trained = np.concatenate([geometry_hashes(dataset.block(np.arange(min(len(dataset), LOOKED_AT)))) for dataset in datasets])
+    shared = int(np.isin(hashes, trained).sum())
+    say(
+        f"{config.validation.path}: {len(source.rows)} conformations to validate on"
+        + (f", {shared} of them in the training data" if shared else "")
+    )
 
 
 def _weight(config: RunConfig, entry: DataConfig, rows: int) -> float:
