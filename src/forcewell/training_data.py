@@ -245,7 +245,8 @@ def _new_parts(config: RunConfig, dataset: Dataset) -> dict[str, np.ndarray]:
         # Only steers the training, so identifiers will do: looking for the same molecule under two names takes bond graphs.
         return split.by_molecule(dataset, fractions, config.seed, merge=False).parts
     except InputError as error:
-        raise InputError(f"{error} (--set validation.by=time, or random)") from None
+        way = "a larger validation.fraction, or validation.path" if settings.by == "random" else "validation.by=time, or random"
+        raise InputError(f"{error} (--set {way})") from None
 
 
 def _own_validation(config: RunConfig, dataset: Dataset, levels: list[str], objectives: Sequence[Objective]) -> Source:
