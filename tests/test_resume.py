@@ -111,7 +111,7 @@ def test_the_seed_matters(folder: Path, whole: Path) -> None:
 
 def test_resume_needs_its_own_settings(folder: Path) -> None:
     succeed(*words(folder, "finetune", "settings"), "--set", "training.steps=4")
-    assert "started with other settings (now 'steps: 8')" in refuse(
+    assert "started with other settings: training.steps was 4 and is 8; resume" in refuse(
         *words(folder, "finetune", "settings"), "--resume", "--set", "training.steps=8"
     )
     kept = folder / "settings" / "config.yaml"

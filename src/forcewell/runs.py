@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
 from forcewell.checkpoint import load_model, save_model, training_hashes
 from forcewell.config import RunConfig, dump_config, load_config
@@ -250,6 +251,18 @@ def _claimed(config: RunConfig, out: Path, resume: bool, fabric: Any) -> Iterato
         raise
 
 
+def _changed(before: Any, now: Any, key: str = "") -> Iterator[str]:
+    """Each setting that differs, with what it was and is."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in dict.fromkeys([*before, *now]):
+            yield from _changed(before.get(name), now.get(name), f"{key}.{name}".lstrip("."))
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for number, pair in enumerate(zip(before, now, strict=True)):
+            yield from _changed(*pair, f"{key}.{number}")
+    elif before != now:
+        yield f"{key} was {before!r} and is {now!r}"
+
+
 def _claim(config: RunConfig, out: Path, resume: bool, fabric: Any) -> bool:
     """Makes the run folder, or checks that it is the run to be resumed; False where nothing of it was saved yet."""
     file, text = out / "config.yaml", dump_config(config)
@@ -260,10 +273,10 @@ def _claim(config: RunConfig, out: Path, resume: bool, fabric: Any) -> bool:
                 raise InputError(f"{out} is not a run (no config.yaml); start without --resume")
             # Settings that the version which began the run did not have yet are at their defaults in both.
             if (kept := dump_config(load_config(str(file)))) != text:
-                old, new = kept.splitlines(), text.splitlines()
-                line = next((b for a, b in zip(old, new, strict=False) if a != b), "its length")
+                told = list(_changed(yaml.safe_load(kept), yaml.safe_load(text)))
+                more = f", and {len(told) - 3} more" if len(told) > 3 else ""
                 raise InputError(
-                    f"{out} was started with other settings (now {line.strip()!r}); resume with the same ones, or use another --out"
+                    f"{out} was started with other settings: {', '.join(told[:3])}{more}; resume with the same ones, or use another --out"
                 )
         elif file.exists():
             raise InputError(f"{out} already holds a run; add --resume to continue it, or use another --out")
