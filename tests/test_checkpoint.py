@@ -84,7 +84,7 @@ def test_header_says_where_a_model_is_from(run: Path) -> None:
 
 
 def test_geometry_hashes_know_the_training_data(run: Path) -> None:
-    known, store = training_hashes(run / "run" / "model.safetensors"), Store(run / "qm7x.fw")
+    (known,), store = training_hashes(run / "run" / "model.safetensors"), Store(run / "qm7x.fw")
     share = overlap(geometry_hashes(store.block(np.arange(len(store)))), known)
     trained = load_model(run / "run" / "model.safetensors")[1]["data"][0]["conformations"]
     print(f"{len(known)} hashes of {trained} training conformations; {share:.3f} of the store recognised")

@@ -11,7 +11,7 @@ from forcewell.checkpoint import load_model, training_hashes
 from forcewell.display import Counting, say
 from forcewell.evaluate.errors import evaluate
 from forcewell.files import write_bytes
-from forcewell.overlap import geometry_hashes, overlap
+from forcewell.overlap import geometry_hashes, overlap, overlap_lines
 from forcewell.simulate_command import check_device
 from forcewell.split import Split
 from forcewell.store import open_data
@@ -28,9 +28,14 @@ def evaluate_file(model: Path, data: Path, out: Path | None, level: str | None, 
     with Counting("evaluating", len(rows), "conformations") as bar:
         result = evaluate(potential, dataset, rows=rows, level=level, progress=bar.update)
     result.pop("parity", None)
-    first = dataset.block(rows[:20_000])
-    result["training_overlap"] = overlap(geometry_hashes(first), training_hashes(model))
+    hashes = geometry_hashes(dataset.block(rows[:20_000]))
+    shares = [overlap(hashes, sketch) for sketch in training_hashes(model)]
+    most = max((share for share in shares if share is not None), default=0.0)
+    result["training_overlap"] = None if most == 0 and None in shares else most
+    result["training_overlap_each"] = shares
     _print(result)
+    for line in overlap_lines(shares):
+        say(f"  {line}")
     if out is not None:
         write_bytes(out, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
 
@@ -55,6 +60,3 @@ def _print(result: dict[str, object]) -> None:
         say(f"  {name}: " + ", ".join(f"{kind} {value:.4g}" if value is not None else f"{kind} unknown" for kind, value in errors.items()))
     for symbol, value in dict(result.get("per_element", {})).items():  # type: ignore[call-overload]
         say(f"  force_mae {symbol:3s} {value:10.3f} meV/Å")
-    share = result["training_overlap"]
-    if isinstance(share, float) and share > 0:
-        say(f"  {100 * share:.1f} % of these conformations were in the model's training data")
