@@ -41,7 +41,8 @@ def evaluate_file(model: Path, data: Path, out: Path | None, level: str | None, 
 
 
 def _print(result: dict[str, object]) -> None:
-    say(f"{result['n_conformations']} conformations, {result['n_atoms']} atoms; level of theory: {result['level'] or 'not stated'}")
+    say(f"{result['n_conformations']} conformations, {result['n_atoms']} atoms; level of theory: {_level(result)}")
+    labels = result.get("energy_labels")
     for name, unit in (
         ("force_mae", "meV/Å"),
         ("force_rmse", "meV/Å"),
@@ -50,7 +51,8 @@ def _print(result: dict[str, object]) -> None:
         ("energy_rmse", "meV"),
     ):
         value = result.get(name)
-        say(f"  {name:13s} " + (f"{value:10.3f} {unit}" if isinstance(value, float) else "  no labels to compare with"))
+        lacking = "one frame per composition: nothing to compare" if name.startswith("energy") and labels else "no labels to compare with"
+        say(f"  {name:13s} " + (f"{value:10.3f} {unit}" if isinstance(value, float) else f"  {lacking}"))
     if isinstance(result.get("energy_total_mae"), float):
         say(f"  energies by the model's own references: MAE {result['energy_total_mae']:.1f}, RMSE {result['energy_total_rmse']:.1f} meV")
     if result.get("energy_shift"):
@@ -60,3 +62,12 @@ def _print(result: dict[str, object]) -> None:
         say(f"  {name}: " + ", ".join(f"{kind} {value:.4g}" if value is not None else f"{kind} unknown" for kind, value in errors.items()))
     for symbol, value in dict(result.get("per_element", {})).items():  # type: ignore[call-overload]
         say(f"  force_mae {symbol:3s} {value:10.3f} meV/Å")
+
+
+def _level(result: dict[str, object]) -> str:
+    """At which levels of theory the model was evaluated, after those of the data that it does not know."""
+    found, unknown = str(result["level"] or "not stated"), [str(name) for name in result["unknown_levels"]]  # type: ignore[attr-defined]
+    if not unknown:
+        return found
+    named = ", ".join(filter(None, unknown))
+    return (f"{named}, which the model does not know" if named else "not stated") + f"; evaluated at {found}"
