@@ -22,6 +22,7 @@ from forcewell.potential import Potential
 
 FORMAT = 1
 UNITS = {"energy": "eV", "length": "Å", "forces": "eV/Å", "time": "fs", "mass": "amu"}
+MODEL = "model.safetensors"  # of a run, in its folder
 _HASHES = "geometry_hashes"  # of the first training; those of later ones have a number behind it
 
 
@@ -92,11 +93,15 @@ def save_model(path: Path, potential: Potential, *, hashes: Sequence[np.ndarray]
 
 
 def find_model(path: str | Path) -> Path:
-    """The path of a model file: as given, or by the name of one that comes with the package (``forcewell-small``).
+    """The path of a model file: as given, in a run's folder, or by the name of one that comes with the package (``forcewell-small``).
 
-    Raises InputError for a bare name that is neither.
+    Raises InputError for a folder without a model and for a bare name that is none of these.
     """
     path = Path(path)
+    if path.is_dir():
+        if not (path / MODEL).is_file():
+            raise InputError(f"{path} is a folder without a {MODEL}; expected a model file, or the folder of a run that has saved one")
+        return path / MODEL
     if path.exists() or path.suffix or len(path.parts) != 1:
         return path
     shipped = Path(__file__).with_name("models")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from forcewell.checkpoint import load_model, save_model, training_hashes
+from forcewell.checkpoint import MODEL, find_model, load_model, save_model, training_hashes
 from forcewell.config import RunConfig, dump_config, load_config
 from forcewell.display import TrainingDisplay, say
 from forcewell.doctor.levels import plan
@@ -34,8 +34,6 @@ from forcewell.store import Gatherer
 from forcewell.system import Block
 from forcewell.train import Trainer, train
 from forcewell.training_data import bundled, gather
-
-MODEL = "model.safetensors"
 
 
 @dataclass(slots=True)
@@ -95,6 +93,7 @@ def finetune(config: RunConfig, model: Path, out: Path, resume: bool = False) ->
     level of theory and evaluates step 0. Raises InputError as ``pretrain``, and for elements the model never saw.
     """
     fabric = _fabric(config)
+    model = find_model(model) if model.is_dir() else model  # a name of the package's stays one, on every machine
     parent, description = load_model(model)
     config = with_model_of(parent, config)
     with _claimed(config, out, resume, fabric) as begun:
