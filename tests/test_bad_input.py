@@ -144,6 +144,29 @@ def test_missing_files(folder: Path) -> None:
         assert said in refused(folder, *words)
 
 
+def test_folders_given_for_files(folder: Path, tmp_path: Path) -> None:
+    good, config, empty, out = folder / "good.npz", folder / "good.yaml", tmp_path / "empty", ("--out", folder / "never")
+    empty.mkdir()
+    lacking = "empty is a folder without a model.safetensors; expected a model file, or the folder of a run"
+    for words, said in (
+        (("evaluate", empty, good), lacking),
+        (("bench", empty), lacking),
+        (("finetune", config, "--from", empty, *out), lacking),
+        (("simulate", empty, good, "--temperature", 300, "--time", 1, *out), lacking),
+        (("simulate", MODEL, empty, "--temperature", 300, "--time", 1, *out), "empty: is a folder; STRUCTURE is a file"),
+        (("convert", empty, *out), "empty is a folder; expected a checkpoint"),
+    ):
+        assert said in refused(folder, *words)
+
+
+def test_the_folder_of_a_simulation_is_no_training_run(folder: Path, tmp_path: Path) -> None:
+    succeed("simulate", MODEL, folder / "good.npz", "--temperature", 300, "--time", 0.002, "--out", tmp_path / "md")
+    before = files(tmp_path / "md")
+    said = refused(folder, "report", tmp_path / "md")
+    assert "md: the folder of a simulation, whose results are in summary.json; expected the folder of a training run" in said
+    assert files(tmp_path / "md") == before
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from tiny_runs import MODEL, MUSEUM, settings, small_store, succeed, write_yaml
 
 import forcewell as fw
-from forcewell.checkpoint import FORMAT, load_model, read_tensors, save_model, training_hashes, write_tensors
+from forcewell.checkpoint import FORMAT, find_model, load_model, read_tensors, save_model, training_hashes, write_tensors
 from forcewell.errors import InputError
 from forcewell.overlap import geometry_hashes, overlap
 from forcewell.potential import Potential
@@ -83,8 +83,18 @@ def test_header_says_where_a_model_is_from(run: Path) -> None:
     assert isinstance(header["commit"], str)
 
 
+def test_a_run_folder_stands_for_its_model(run: Path) -> None:
+    folder, file = run / "run", run / "run" / "model.safetensors"
+    assert find_model(folder) == file and all(map(np.array_equal, training_hashes(folder), training_hashes(file)))
+    assert fw.load(folder).predict([water()])["energy"] == fw.load(file).predict([water()])["energy"]
+    short = ("--set", "training.steps=2", "--out", run / "tuned")
+    succeed("finetune", run / "c.yaml", "--from", folder, *short)
+    assert load_model(run / "tuned")[1]["ancestry"][0]["model"] == str(file)
+    succeed("finetune", run / "c.yaml", "--from", file, "--resume", *short)  # the same parent
+
+
 def test_geometry_hashes_know_the_training_data(run: Path) -> None:
-    known, store = training_hashes(run / "run" / "model.safetensors"), Store(run / "qm7x.fw")
+    (known,), store = training_hashes(run / "run" / "model.safetensors"), Store(run / "qm7x.fw")
     share = overlap(geometry_hashes(store.block(np.arange(len(store)))), known)
     trained = load_model(run / "run" / "model.safetensors")[1]["data"][0]["conformations"]
     print(f"{len(known)} hashes of {trained} training conformations; {share:.3f} of the store recognised")

@@ -85,7 +85,31 @@ def test_two_levels_of_theory(tmp_path: Path) -> None:
     found = evaluate(two, MemoryData.from_systems(systems))
     print(f"total energies {found['energy_total_mae']:.1e} meV, forces {found['force_mae']:.1e} meV/Å")
     assert found["energy_total_mae"] < 0.1 and found["force_mae"] < 0.01 and found["level"] == "A, B"
-    assert evaluate(two, MemoryData.from_systems(systems), level="A")["energy_total_mae"] > 1000  # the control
+    two.references["A"] *= -1
+    assert evaluate(two, MemoryData.from_systems(systems))["energy_total_mae"] > 1000  # the control
+
+
+def test_a_level_that_the_model_does_not_know(tmp_path: Path) -> None:
+    """It is said, and total energies, which lie thousands of eV apart, are not compared; nor are those of a level not stated."""
+    data = ethanol(tmp_path / "e.npz", 10)
+    out = succeed("evaluate", MODEL, data, "--json", tmp_path / "errors.json")
+    found = json.loads((tmp_path / "errors.json").read_text(encoding="utf-8"))
+    assert f"level of theory: PBE/def2-SVP, which the model does not know; evaluated at {found['level']}\n" in out
+    assert found["unknown_levels"] == ["PBE/def2-SVP"] and "own references" not in out and found["energy_mae"] > 0
+    assert found["energy_total_mae"] is None and found["energy_total_rmse"] is None
+    potential, named = fw.load(MODEL), frames(4)
+    bare = [dataclasses.replace(s, arrays={**s.arrays, "energy": np.float64(e)}) for s, e in zip(named[0], named[1], strict=False)]
+    unstated, last = MemoryData.from_systems(bare), potential.levels[-1]
+    potential.references[last] = np.full(119, -1.0)
+    assert evaluate(potential, unstated)["energy_total_mae"] is None
+    assert evaluate(potential, unstated, level=last)["energy_total_mae"] > 1000
+    potential.references[last] = np.zeros(119)
+    assert evaluate(potential, unstated, level=last)["energy_total_mae"] is None
+
+
+def test_one_frame_has_nothing_to_compare(tmp_path: Path) -> None:
+    out = succeed("evaluate", MODEL, ethanol(tmp_path / "one.npz", 1))
+    assert "energy_mae      one frame per composition: nothing to compare" in out and "no labels" not in out
 
 
 def test_qm7x_store(tmp_path: Path) -> None:

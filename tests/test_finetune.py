@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import torch
 from tiny_runs import MODEL, ethanol, files, log, npz, refuse, settings, small_store, succeed, weights, write_yaml
 
 import forcewell as fw
-from forcewell.checkpoint import load_model, read_tensors, write_tensors
+from forcewell.checkpoint import load_model, read_tensors, training_hashes, write_tensors
+from forcewell.overlap import KEPT
 from forcewell.potential import ELEMENTS
 from forcewell.references import correct, minimum_norm
 from forcewell.store import MemoryData, Store, open_data
@@ -41,7 +43,7 @@ def test_it_says_what_it_loaded_and_corrected(tuned: tuple[Path, str]) -> None:
     run, out = tuned
     count = len(load_model(MODEL)[0].state_dict())
     assert f"tensors loaded: {count} of {count}; new: none; dropped: none" in out
-    assert "ethanol: 0.0 % of its conformations were in the model's training data" in out
+    assert "ethanol: 0.0 % of the conformations were in the model's training data" in out
     planned = out.index("eV per atom as they are")  # what will be done with the energies, said before it is
     line = next(line for line in out.splitlines() if "eV per atom as they are" in line)
     print(line)
@@ -53,6 +55,25 @@ def test_it_says_what_it_loaded_and_corrected(tuned: tuple[Path, str]) -> None:
     assert before > 1000 and after < 1
     first = log(run)[0]
     assert first["step"] == 0 and first["kind"] == "validation" and first["force_mae"] > 0
+
+
+def test_its_own_frames_are_recognised_beside_millions_of_the_parents(folder: Path) -> None:
+    """A parent of a large set has a truncated sketch, in which few hashes can be looked up; those of a fine-tuning lie apart."""
+    tensors, description = read_tensors(MODEL, "model file")
+    tensors["geometry_hashes"] = torch.arange(KEPT)  # the smallest of very many
+    write_tensors(folder / "large.safetensors", tensors, description)
+    config, parent = configuration(folder, "large", folder / "ethanol.npz"), folder / "large.safetensors"
+    told = succeed("finetune", config, "--from", parent, "--out", folder / "large")
+    assert "ethanol: cannot tell whether the conformations were in the model's training data\n" in told
+    model = folder / "large" / "model.safetensors"
+    out = succeed("evaluate", model, folder / "ethanol.npz", "--json", folder / "errors.json")
+    assert "cannot tell whether the conformations were in the model's training data (training 1 of 2)" in out
+    assert "90.0 % of the conformations were in the model's training data (training 2 of 2)" in out  # a tenth was for validation
+    found = json.loads((folder / "errors.json").read_text(encoding="utf-8"))
+    assert (found["training_overlap"], found["training_overlap_each"]) == (0.9, [None, 0.9])
+    again = succeed("finetune", config, "--from", model, "--out", folder / "again")
+    assert "ethanol: 100.0 % of the conformations were in the model's training data (training 2 of 2)" in again
+    assert [len(hashes) for hashes in training_hashes(folder / "again" / "model.safetensors")] == [KEPT, 36, 36]
 
 
 def test_step_zero_is_the_model_that_was_loaded(tuned: tuple[Path, str], folder: Path) -> None:
@@ -159,7 +180,7 @@ def test_full_rank_for_many_molecules(folder: Path) -> None:
     )
     count = len(store.elements)
     assert f"reference energies of PBE0+MBD: {count} of {count} element energies are fixed by the data" in out
-    overlap = float(re.search(r"qm7x: ([\d.]+) % of its conformations were", out).group(1))  # type: ignore[union-attr]
+    overlap = float(re.search(r"qm7x: ([\d.]+) % of the conformations were", out).group(1))  # type: ignore[union-attr]
     print(f"{count} elements; {overlap} % of the conformations were in pre-training")
     assert overlap > 80  # the museum's model was trained on them, less what it held out
 

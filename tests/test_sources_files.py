@@ -15,10 +15,12 @@ import pytest
 from ase.build import molecule
 
 from forcewell.conformers import GAP
+from forcewell.data_commands import info_command
 from forcewell.errors import InputError
 from forcewell.importing import import_source
 from forcewell.sources import SOURCES, pubchemqc_pm6
 from forcewell.sources.qm9_raw import TARGETS
+from forcewell.store import reference_fits
 from forcewell.system import Block
 
 DATA = Path(__file__).parent / "data"
@@ -344,13 +346,19 @@ def test_a_missing_package_names_the_extra(tmp_path, monkeypatch, package, sourc
         list(SOURCES[source].read([DATA / "moleculenet" / "BBBP.csv"]))
 
 
-def test_isolated_atoms_become_references(tmp_path):
+def test_isolated_atoms_become_references(tmp_path, capsys):
     """3BPA's real files: the isolated atoms are no conformations; their energies stand in the manifest."""
     done = import_source("3bpa", [DATA / "3bpa_300K_5.xyz", DATA / "3bpa_iso_atoms.xyz"], tmp_path / "b.fw")
     assert done.kept == 5 and set(done.store.column("molecule")) == {"3bpa"}
     atoms = done.store.manifest["settings"]["isolated_atoms"]["wB97X/6-31G(d)"]
     assert atoms == {"6": -1029.4889999855063, "1": -13.587222780835477, "7": -1484.9814568572233, "8": -2041.9816003861047}
     # C12H12N2O: the energy of its atoms lies above the molecule's by the atomisation energy, about 150 eV.
+    fit = reference_fits(done.store)["wB97X/6-31G(d)"]
+    assert fit.isolated and {str(z): fit.values[z] for z in fit.elements} == atoms and fit.after.mean < -4
+    assert done.store.manifest["references"]["wB97X/6-31G(d)"]["energies"] == atoms
+    info_command(done.store.path)
+    assert "(isolated atoms)" in " ".join(capsys.readouterr().out.split())
     total = sum(atoms[str(z)] for z in done.store[0].numbers.tolist())
     assert 100 < total - float(done.store[0].arrays["energy"]) < 200
-    assert import_source("acac", [DATA / "acac_300K_100.xyz"], tmp_path / "a.fw").store.levels == ["PBE-D3/def2-SVP"]
+    without = import_source("acac", [DATA / "acac_300K_100.xyz"], tmp_path / "a.fw").store
+    assert without.levels == ["PBE-D3/def2-SVP"] and not reference_fits(without)["PBE-D3/def2-SVP"].isolated  # fitted as ever

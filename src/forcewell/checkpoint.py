@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from forcewell.potential import Potential
 
 FORMAT = 1
 UNITS = {"energy": "eV", "length": "Å", "forces": "eV/Å", "time": "fs", "mass": "amu"}
-_HASHES = "geometry_hashes"
+MODEL = "model.safetensors"  # of a run, in its folder
+_HASHES = "geometry_hashes"  # of the first training; those of later ones have a number behind it
 
 
 def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
@@ -71,11 +72,13 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     return tensors, json.loads(metadata["forcewell"])
 
 
-def save_model(path: Path, potential: Potential, *, hashes: np.ndarray | None = None, **details: Any) -> None:
-    """Writes a model file; ``details`` (data, ancestry, training summary ...) go into its description."""
+def save_model(path: Path, potential: Potential, *, hashes: Sequence[np.ndarray] = (), **details: Any) -> None:
+    """Writes a model file; ``details`` (data, ancestry, training summary ...) go into its description.
+
+    hashes: sketches (K,) uint64 of the geometries of each training, that of the last one last (see ``overlap``).
+    """
     tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in potential.state_dict().items()}
-    if hashes is not None:
-        tensors[_HASHES] = torch.from_numpy(hashes.view(np.int64).copy())
+    tensors |= {_hashes(k): torch.from_numpy(sketch.view(np.int64).copy()) for k, sketch in enumerate(hashes)}
     description = {
         "format": FORMAT,
         "version": __version__,
@@ -90,11 +93,15 @@ def save_model(path: Path, potential: Potential, *, hashes: np.ndarray | None = 
 
 
 def find_model(path: str | Path) -> Path:
-    """The path of a model file: as given, or by the name of one that comes with the package (``forcewell-small``).
+    """The path of a model file: as given, in a run's folder, or by the name of one that comes with the package (``forcewell-small``).
 
-    Raises InputError for a bare name that is neither.
+    Raises InputError for a folder without a model and for a bare name that is none of these.
     """
     path = Path(path)
+    if path.is_dir():
+        if not (path / MODEL).is_file():
+            raise InputError(f"{path} is a folder without a {MODEL}; expected a model file, or the folder of a run that has saved one")
+        return path / MODEL
     if path.exists() or path.suffix or len(path.parts) != 1:
         return path
     shipped = Path(__file__).with_name("models")
@@ -133,7 +140,18 @@ def load(path: str | Path) -> Potential:
     return load_model(path)[0]
 
 
-def training_hashes(path: str | Path) -> np.ndarray:
-    """(K,) uint64 geometry hashes of the conformations a model was trained on (see ``overlap``)."""
+def training_hashes(path: str | Path) -> list[np.ndarray]:
+    """Sketches (K,) uint64 of the conformations a model was trained on, one per training, the first first (see ``overlap``).
+
+    One of length 0 stands for a training that the file says nothing of. Older files have all trainings in one.
+    """
     tensors, _ = read_tensors(find_model(path), "model file")
-    return tensors[_HASHES].numpy().view(np.uint64) if _HASHES in tensors else np.zeros(0, dtype=np.uint64)
+    names = [_HASHES]
+    while _hashes(len(names)) in tensors:
+        names.append(_hashes(len(names)))
+    return [tensors[name].numpy().view(np.uint64) if name in tensors else np.zeros(0, dtype=np.uint64) for name in names]
+
+
+def _hashes(training: int) -> str:
+    """The tensor with the sketch of a training, counted from 0."""
+    return f"{_HASHES}.{training}" if training else _HASHES

@@ -93,7 +93,7 @@ def fit_scales(config: str, *, out: Path = Path("fitted.safetensors"), changes: 
 def finetune(
     config: str,
     *,
-    from_: Annotated[Path, Parameter(name="--from", help="Model file to start from.")],
+    from_: Annotated[Path, Parameter(name="--from", help="Model file, or run folder, to start from.")],
     out: Path = Path("runs/finetune"),
     changes: Changes = None,
     resume: Resume = False,
@@ -135,7 +135,7 @@ def evaluate(
     Parameters
     ----------
     model
-        Model file.
+        Model file, the folder of a run, or the name of a model in the package.
     data
         A store, an extended XYZ file, or an .npz of the MD17 or rMD17 layout.
     json
@@ -217,7 +217,7 @@ def bench(
     Parameters
     ----------
     model
-        A model file, or the name of a model in the package.
+        A model file, the folder of a run, or the name of a model in the package.
     device
         Where the model runs: cpu, cuda, cuda:1, ...
     threads

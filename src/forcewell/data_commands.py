@@ -149,8 +149,8 @@ def info_command(store: Path) -> None:
         table.add_row("engine", escape(engine))
     for level, fit in manifest["references"].items():
         energies = ", ".join(f"{element}: {value:.4f}" for element, value in fit["energies"].items())
-        rank = f"rank {fit['rank']} of {len(fit['energies'])}, minimum norm"
-        table.add_row(escape(f"references {level} [eV]"), f"{energies} ({rank}; {fit['conformations']} energies)")
+        fitted = f"rank {fit['rank']} of {len(fit['energies'])}, minimum norm; {fit['conformations']} energies"
+        table.add_row(escape(f"references {level} [eV]"), f"{energies} ({'isolated atoms' if fit.get('isolated') else fitted})")
         for when, values in fit.get("per_atom", {}).items():  # stores made before 0.2 lack them
             table.add_row(f"  {when} them", escape(f"{values['mean']:.4f} ± {values['spread']:.4f} eV per atom"))
     files = [name for name, _ in manifest["settings"].get("files", [])]

@@ -11,7 +11,7 @@ from forcewell.checkpoint import load_model, training_hashes
 from forcewell.display import Counting, say
 from forcewell.evaluate.errors import evaluate
 from forcewell.files import write_bytes
-from forcewell.overlap import geometry_hashes, overlap
+from forcewell.overlap import geometry_hashes, overlap, overlap_lines
 from forcewell.simulate_command import check_device
 from forcewell.split import Split
 from forcewell.store import open_data
@@ -28,15 +28,21 @@ def evaluate_file(model: Path, data: Path, out: Path | None, level: str | None, 
     with Counting("evaluating", len(rows), "conformations") as bar:
         result = evaluate(potential, dataset, rows=rows, level=level, progress=bar.update)
     result.pop("parity", None)
-    first = dataset.block(rows[:20_000])
-    result["training_overlap"] = overlap(geometry_hashes(first), training_hashes(model))
+    hashes = geometry_hashes(dataset.block(rows[:20_000]))
+    shares = [overlap(hashes, sketch) for sketch in training_hashes(model)]
+    most = max((share for share in shares if share is not None), default=0.0)
+    result["training_overlap"] = None if most == 0 and None in shares else most
+    result["training_overlap_each"] = shares
     _print(result)
+    for line in overlap_lines(shares):
+        say(f"  {line}")
     if out is not None:
         write_bytes(out, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _print(result: dict[str, object]) -> None:
-    say(f"{result['n_conformations']} conformations, {result['n_atoms']} atoms; level of theory: {result['level'] or 'not stated'}")
+    say(f"{result['n_conformations']} conformations, {result['n_atoms']} atoms; level of theory: {_level(result)}")
+    labels = result.get("energy_labels")
     for name, unit in (
         ("force_mae", "meV/Å"),
         ("force_rmse", "meV/Å"),
@@ -45,7 +51,8 @@ def _print(result: dict[str, object]) -> None:
         ("energy_rmse", "meV"),
     ):
         value = result.get(name)
-        say(f"  {name:13s} " + (f"{value:10.3f} {unit}" if isinstance(value, float) else "  no labels to compare with"))
+        lacking = "one frame per composition: nothing to compare" if name.startswith("energy") and labels else "no labels to compare with"
+        say(f"  {name:13s} " + (f"{value:10.3f} {unit}" if isinstance(value, float) else f"  {lacking}"))
     if isinstance(result.get("energy_total_mae"), float):
         say(f"  energies by the model's own references: MAE {result['energy_total_mae']:.1f}, RMSE {result['energy_total_rmse']:.1f} meV")
     if result.get("energy_shift"):
@@ -55,6 +62,12 @@ def _print(result: dict[str, object]) -> None:
         say(f"  {name}: " + ", ".join(f"{kind} {value:.4g}" if value is not None else f"{kind} unknown" for kind, value in errors.items()))
     for symbol, value in dict(result.get("per_element", {})).items():  # type: ignore[call-overload]
         say(f"  force_mae {symbol:3s} {value:10.3f} meV/Å")
-    share = result["training_overlap"]
-    if isinstance(share, float) and share > 0:
-        say(f"  {100 * share:.1f} % of these conformations were in the model's training data")
+
+
+def _level(result: dict[str, object]) -> str:
+    """At which levels of theory the model was evaluated, after those of the data that it does not know."""
+    found, unknown = str(result["level"] or "not stated"), [str(name) for name in result["unknown_levels"]]  # type: ignore[attr-defined]
+    if not unknown:
+        return found
+    named = ", ".join(filter(None, unknown))
+    return (f"{named}, which the model does not know" if named else "not stated") + f"; evaluated at {found}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -71,12 +71,27 @@ def sketch_of(blocks: Iterable[Block]) -> np.ndarray:
 def overlap(hashes: np.ndarray, training: np.ndarray) -> float | None:
     """Fraction of ``hashes`` that the training data contain; exact where the sketch holds all of them.
 
-    None where it cannot be told: of a truncated sketch only hashes up to its largest can be looked up, and fewer
-    than ``FEWEST`` of them say nothing.
+    None where it cannot be told: without a sketch, or where of ``hashes`` fewer than ``FEWEST`` can be looked up in a truncated
+    one, which are those up to its largest.
     """
-    if len(hashes) == 0 or len(training) == 0:
+    if len(hashes) == 0:
         return 0.0
+    if len(training) == 0:
+        return None
     if len(training) < KEPT:
         return float(np.isin(hashes, training).mean())
     comparable = hashes[hashes <= training.max()]
     return float(np.isin(comparable, training).mean()) if len(comparable) >= FEWEST else None
+
+
+def overlap_lines(shares: Sequence[float | None]) -> list[str]:
+    """What to say of the overlap of some conformations with each training of a model, the first (pre-training) first."""
+    lines = []
+    for number, share in enumerate(shares, 1):
+        where = "in the model's training data" + (f" (training {number} of {len(shares)})" if len(shares) > 1 else "")
+        lines.append(
+            f"cannot tell whether the conformations were {where}"
+            if share is None
+            else f"{100 * share:.1f} % of the conformations were {where}"
+        )
+    return lines

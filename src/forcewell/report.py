@@ -42,6 +42,8 @@ def run_report(run: Path) -> Path:
     import yaml
 
     log = run / "log.jsonl"
+    if (run / "replica-000.xyz").is_file():  # beside it is a log.jsonl, too
+        raise InputError(f"{run}: the folder of a simulation, whose results are in summary.json; expected the folder of a training run")
     if not log.is_file():
         raise InputError(f"{run}: no log.jsonl in it; expected the folder of a training run (what --out named)")
     records = _read_log(log)

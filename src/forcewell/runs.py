@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import yaml
 
-from forcewell.checkpoint import load_model, save_model, training_hashes
+from forcewell.checkpoint import MODEL, find_model, load_model, save_model, training_hashes
 from forcewell.config import RunConfig, dump_config, load_config
 from forcewell.display import TrainingDisplay, say
 from forcewell.doctor.levels import plan
@@ -26,7 +26,7 @@ from forcewell.loader import Loader, Source, fixed_batches
 from forcewell.model_building import adopt, elements_of, fresh, learns_energies, tell_charges, with_model_of
 from forcewell.objectives import Objective
 from forcewell.optim import Flat, Schedule
-from forcewell.overlap import geometry_hashes, overlap, sketch, sketch_of
+from forcewell.overlap import geometry_hashes, overlap, overlap_lines, sketch, sketch_of
 from forcewell.potential import Potential
 from forcewell.references import correct
 from forcewell.runstate import has_state
@@ -35,8 +35,6 @@ from forcewell.store import Gatherer
 from forcewell.system import Block
 from forcewell.train import Trainer, train
 from forcewell.training_data import bundled, gather
-
-MODEL = "model.safetensors"
 
 
 @dataclass(slots=True)
@@ -48,7 +46,7 @@ class Parts:
     validation: list[Source]
     objectives: tuple[Objective, ...]
     ancestry: list[dict[str, Any]]
-    known: np.ndarray  # geometry hashes of what the ancestors were trained on
+    known: list[np.ndarray]  # sketches of what the ancestors were trained on
 
 
 def pretrain(config: RunConfig, out: Path, resume: bool = False) -> Path:
@@ -68,7 +66,7 @@ def pretrain(config: RunConfig, out: Path, resume: bool = False) -> Path:
             _correct(potential, training, quiet=not fabric.is_global_zero, untrained=True)
         if not begun:
             fit_scales(potential, training, config.seed, quiet=not fabric.is_global_zero)
-        return _run(config, out, begun, fabric, Parts(potential, training, validation, objectives, [], np.zeros(0, dtype=np.uint64)))
+        return _run(config, out, begun, fabric, Parts(potential, training, validation, objectives, [], []))
 
 
 def fitted(config: RunConfig, out: Path) -> dict[str, float]:
@@ -85,7 +83,7 @@ def fitted(config: RunConfig, out: Path) -> dict[str, float]:
         objectives, training, validation, levels = gather(config, Path(folder), exclude=config.exclude or "benchmark")
         potential = fresh(config, objectives, training, validation, levels)
         factors = fit_scales(potential, training, config.seed)
-        save_model(out, potential, **_details(config, Parts(potential, training, validation, objectives, [], np.zeros(0, dtype=np.uint64))))
+        save_model(out, potential, **_details(config, Parts(potential, training, validation, objectives, [], [])))
     return factors
 
 
@@ -96,6 +94,7 @@ def finetune(config: RunConfig, model: Path, out: Path, resume: bool = False) ->
     level of theory and evaluates step 0. Raises InputError as ``pretrain``, and for elements the model never saw.
     """
     fabric = _fabric(config)
+    model = find_model(model) if model.is_dir() else model  # a name of the package's stays one, on every machine
     parent, description = load_model(model)
     config = with_model_of(parent, config)
     with _claimed(config, out, resume, fabric) as begun:
@@ -138,7 +137,7 @@ def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) 
         average.to(fabric.device, dtype).load_state_dict(potential.state_dict())
     if fabric.is_global_zero:
         say(f"energies and forces by {potential.to(fabric.device).path}")
-    hashes = _sketch(parts) if fabric.is_global_zero else None
+    hashes = [*parts.known, _sketch(parts.training)] if fabric.is_global_zero else []
     details = _details(config, parts)
 
     def save_best(model: Potential, line: dict[str, Any]) -> None:
@@ -316,9 +315,9 @@ def _unpack(config: RunConfig, out: Path, fabric: Any) -> None:
     _first(fabric, unpack)
 
 
-def _sketch(parts: Parts) -> np.ndarray:
-    """Of the geometries that the model and its ancestors were trained on."""
-    return sketch(np.concatenate([parts.known, *(sketch_of(_blocks(source)) for source in parts.training)]))
+def _sketch(training: Sequence[Source]) -> np.ndarray:
+    """Of the geometries of a run; not joined with its ancestors', of which millions would leave few hashes of a small run."""
+    return sketch(np.concatenate([sketch_of(_blocks(source)) for source in training]))
 
 
 def _blocks(source: Source) -> Iterator[Block]:
@@ -328,8 +327,8 @@ def _blocks(source: Source) -> Iterator[Block]:
         yield gather(source.rows[start : start + 8192], bare=True).block
 
 
-def _tell_overlap(training: Sequence[Source], known: np.ndarray) -> None:
+def _tell_overlap(training: Sequence[Source], known: Sequence[np.ndarray]) -> None:
     for source in training:
-        share = overlap(np.concatenate([geometry_hashes(block) for block in _blocks(source)]), known)
-        known_share = "too few to tell whether any" if share is None else f"{100 * share:.1f} %"
-        say(f"{source.name}: {known_share} of its conformations were in the model's training data")
+        hashes = np.concatenate([geometry_hashes(block) for block in _blocks(source)])
+        for line in overlap_lines([overlap(hashes, stage) for stage in known]):
+            say(f"{source.name}: {line}")

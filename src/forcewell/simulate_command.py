@@ -32,7 +32,7 @@ def _count(text: str) -> Parameter:
 
 
 def simulate(
-    model: Annotated[Path, _help("A model file (.safetensors).")],
+    model: Annotated[Path, _help("A model file (.safetensors), or the folder of a run.")],
     structure: Annotated[Path, _help("A file that ASE reads, or an .npz of the MD17 or rMD17 layout; its first frame is the start.")],
     *,
     temperature: Annotated[float, _help("In K.")],
@@ -123,7 +123,8 @@ def read_structure(path: Path, charge: int | None = None, spin: int | None = Non
     Raises InputError where it is absent, unreadable, or no sane structure.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file; STRUCTURE is a file that ASE reads or an .npz of the MD17 layout")
+        found = "is a folder" if path.is_dir() else "no such file"
+        raise InputError(f"{path}: {found}; STRUCTURE is a file that ASE reads or an .npz of the MD17 layout")
     system = _first_of_npz(path) if path.suffix == ".npz" else _first_of_ase(path)
     for name, value, least in (("charge", charge, -127), ("spin", spin, 1)):
         if value is not None:

@@ -70,7 +70,8 @@ def read_torch_file(path: Path) -> Any:
     asks for anything else than data.
     """
     if not path.is_file():
-        raise InputError(f"{path} does not exist; expected a checkpoint saved with torch.save (.pt, .pth or .ckpt)")
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"{path} {found}; expected a checkpoint saved with torch.save (.pt, .pth or .ckpt)")
     try:
         with zipfile.ZipFile(path) as archive:
             names = [entry.filename for entry in archive.infolist()]

@@ -34,8 +34,10 @@ def evaluate(
     force_mae, force_rmse (meV/Å, over components), force_cosine (mean over atoms with a force above 1e-3 eV/Å),
     per_element (force MAE by symbol), per_source; energy_mae and energy_rmse (meV per molecule), None where there is
     no energy label or, for compositions with a single frame, nothing to compare: force-trained energies have a free
-    constant per composition, which is fitted away (``energy_shift``). n_conformations, n_atoms count all that was evaluated.
-    energy_total_mae and energy_total_rmse are without that shift, by the model's own reference energies. properties: of a model
+    constant per composition, which is fitted away (``energy_shift``). n_conformations, n_atoms count all that was evaluated,
+    energy_labels those of them with an energy.
+    energy_total_mae and energy_total_rmse are without that shift, by the model's own reference energies; None where it has none
+    at the conformations' own level. unknown_levels: the data's levels that the model does not know. properties: of a model
     trained on some, by name {"mae", "rmse"} in the data's units or, for classes, {"roc_auc"} (None where only one class is labelled).
     ``parity`` holds all labelled force components with their predictions as arrays (eV/Å).
     Raises InputError for elements that the model never saw.
@@ -64,9 +66,10 @@ def evaluate(
         "n_conformations": len(rows),
         "n_atoms": int(data.counts[rows].sum()),
         "level": ", ".join(potential.levels[index] for index in np.unique(table[levels])) if potential.levels else "",
+        "unknown_levels": [data.levels[index] for index in np.unique(levels) if data.levels[index] not in potential.levels],
     }
     result |= _force_errors(np.concatenate(forces), np.concatenate(labels), np.concatenate(numbers), np.concatenate(owners), data)
-    result |= _energy_errors(np.concatenate(energies), data, rows)
+    result |= _energy_errors(np.concatenate(energies), data, rows, _referenced(potential, data, table, stated=level is not None)[levels])
     if properties:
         result["properties"] = property_errors(potential, np.concatenate(properties), data, rows)
     return result
@@ -78,6 +81,18 @@ def _levels(potential: Potential, data: Dataset, level: str | None) -> np.ndarra
     fallback = potential.level_index(level if level is not None or len(known) != 1 else known[0])
     own = [potential.levels.index(name) if level is None and name in known else fallback for name in data.levels]
     return np.array(own or [fallback], dtype=np.int64)
+
+
+def _referenced(potential: Potential, data: Dataset, table: np.ndarray, stated: bool) -> np.ndarray:
+    """For each of the data's levels (bool): is it evaluated at that one, and has the model reference energies of it?
+
+    stated: the level of evaluation was named, which then holds for data that name none.
+    """
+    if not potential.levels:
+        return np.zeros(len(table), dtype=bool)
+    names = [potential.levels[index] for index in table]
+    own = [name == theirs or (stated and not theirs) for name, theirs in zip(names, data.levels, strict=True)]
+    return np.array(own) & [bool(potential.references[name][data.elements].all()) for name in names]
 
 
 def _force_errors(forces: np.ndarray, labels: np.ndarray, numbers: np.ndarray, owners: np.ndarray, data: Dataset) -> dict[str, Any]:
@@ -108,8 +123,8 @@ def _mean(error: np.ndarray) -> float:
     return float(np.abs(error).mean() * MILLI)
 
 
-def _energy_errors(energies: np.ndarray, data: Dataset, rows: np.ndarray) -> dict[str, Any]:
-    """Energy errors after removing, per composition, the constant that forces cannot fix."""
+def _energy_errors(energies: np.ndarray, data: Dataset, rows: np.ndarray, referenced: np.ndarray) -> dict[str, Any]:
+    """Energy errors after removing, per composition, the constant that forces cannot fix; total ones where ``referenced`` (rows,)."""
     if "energy" not in data.fields:
         return {"energy_mae": None, "energy_rmse": None}
     labels = data.column("energy")[rows]
@@ -122,10 +137,10 @@ def _energy_errors(energies: np.ndarray, data: Dataset, rows: np.ndarray) -> dic
         parts = np.split(block.arrays["numbers"], block.offsets[1:-1])
         for place, part in zip(some, parts, strict=True):
             formulas.setdefault((int(level[place]), np.sort(part).tobytes()), []).append(int(place))
-    result: dict[str, Any] = {}
-    if len(known):
-        whole = energies[known] - labels[known]
-        result = {"energy_total_mae": _mean(whole), "energy_total_rmse": float(np.sqrt((whole**2).mean()) * MILLI)}
+    whole = (energies - labels)[np.isfinite(labels) & referenced]
+    result: dict[str, Any] = {"energy_total_mae": None, "energy_total_rmse": None, "energy_labels": len(known)}
+    if len(whole):
+        result |= {"energy_total_mae": _mean(whole), "energy_total_rmse": float(np.sqrt((whole**2).mean()) * MILLI)}
     errors = [energies[places] - labels[places] for places in formulas.values() if len(places) > 1]
     if not errors:
         return {"energy_mae": None, "energy_rmse": None, **result}

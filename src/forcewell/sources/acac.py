@@ -19,7 +19,7 @@ CARD = Card(
     page="https://github.com/davkovacs/BOTNet-datasets",
     files=(
         "train_300K.xyz, test_MD_*.xyz, test_H_transfer.xyz, test_dihedral.xyz (extended XYZ), "
-        "and isolated_atoms.xyz, whose energies become the references"
+        "and isolated_atoms.xyz, whose energies become the store's references"
     ),
     download="the folder dataset_acac of the repository",
     size="5 MB",

@@ -44,6 +44,8 @@ class Dataset(Protocol):
     def fingerprint(self) -> str: ...
     @property
     def properties(self) -> list[str]: ...
+    @property
+    def isolated_atoms(self) -> dict[str, dict[int, float]]: ...
 
 
 class Sharded(ABC):
@@ -77,6 +79,11 @@ class Sharded(ABC):
     def properties(self) -> list[str]:
         """Names of the properties; their values are ``column("property:NAME")``."""
         return list(self._properties)
+
+    @property
+    def isolated_atoms(self) -> dict[str, dict[int, float]]:
+        """Level of theory -> atomic number -> energy in eV of the isolated atom, of a store of data that came with them."""
+        return {}
 
     @property
     def counts(self) -> np.ndarray:
@@ -162,6 +169,11 @@ class Store(Sharded):
 
     def __reduce__(self) -> tuple[Any, ...]:  # memory maps stay behind; a worker process opens its own
         return Store, (self.path,)
+
+    @property
+    def isolated_atoms(self) -> dict[str, dict[int, float]]:
+        found = self.manifest["settings"].get("isolated_atoms", {})
+        return {level: {int(element): energy for element, energy in energies.items()} for level, energies in found.items()}
 
     @property
     def complete(self) -> bool:

@@ -1,9 +1,10 @@
-"""Reference energies: per level of theory, the energies of the elements that explain the totals best."""
+"""Reference energies per level of theory: of isolated atoms where known, else those of the elements that explain the totals best."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ class PerAtom:
 class ReferenceFit:
     """values: (119,) eV by atomic number, 0 for elements not met. rank: independent compositions; below the number of
     elements the split between elements is a convention (minimum norm), though the sums are right. conformations: used.
-    before, after: energies per atom as they are, and with the references taken off.
+    before, after: energies per atom as they are, and with the references taken off. isolated: not fitted, but the energies of
+    isolated atoms that came with the data.
     """
 
     values: np.ndarray
@@ -36,12 +38,14 @@ class ReferenceFit:
     conformations: int
     before: PerAtom
     after: PerAtom
+    isolated: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """For the manifest; floats round-trip exactly."""
         return {
             "energies": {str(element): float(self.values[element]) for element in self.elements},
             "rank": self.rank,
+            "isolated": self.isolated,
             "conformations": self.conformations,
             "per_atom": {"before": asdict(self.before), "after": asdict(self.after)},
         }
@@ -50,6 +54,7 @@ class ReferenceFit:
 def reference_fits(dataset: Dataset) -> dict[str, ReferenceFit]:
     """Least squares in float64, of minimum norm, of the total energies on the compositions; one fit per level of theory.
 
+    The data's ``isolated_atoms`` instead, at levels where they have one of every element met there.
     Conformations of one composition enter as their mean energy with the weight of their number, which is the same
     problem with as many rows as there are compositions. Levels without energies are left out.
     """
@@ -64,7 +69,7 @@ def reference_fits(dataset: Dataset) -> dict[str, ReferenceFit]:
         rows = [(np.frombuffer(key, dtype=np.int64), *sums) for (level, key), sums in met.items() if level == index]
         if rows:
             compositions, number, mean, scatter = (np.array(column) for column in zip(*rows, strict=True))
-            fits[name] = _fit(compositions, number, mean, scatter)
+            fits[name] = _fit(compositions, number, mean, scatter, dataset.isolated_atoms.get(name, {}))
     return fits
 
 
@@ -88,12 +93,18 @@ def least_norm(design: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, int]
     return solution, int(rank)
 
 
-def _fit(compositions: np.ndarray, number: np.ndarray, mean: np.ndarray, scatter: np.ndarray) -> ReferenceFit:
-    """From each composition's conformations, mean energy, and sum of squared deviations from it."""
+def _fit(
+    compositions: np.ndarray, number: np.ndarray, mean: np.ndarray, scatter: np.ndarray, known: Mapping[int, float] = MappingProxyType({})
+) -> ReferenceFit:
+    """From each composition's conformations, mean energy, and sum of squared deviations from it. known: energies of isolated atoms."""
     elements = np.flatnonzero(compositions.any(axis=0))
     weight = np.sqrt(number)
     design = compositions[:, elements].astype(np.float64)
-    solution, rank = least_norm(design * weight[:, None], mean * weight)
+    isolated = known.keys() >= set(elements.tolist())
+    if isolated:
+        solution, rank = np.array([known[element] for element in elements.tolist()]), len(elements)
+    else:
+        solution, rank = least_norm(design * weight[:, None], mean * weight)
     values = np.zeros(ELEMENTS)
     values[elements] = solution
     atoms = design.sum(axis=1)
@@ -104,7 +115,7 @@ def _fit(compositions: np.ndarray, number: np.ndarray, mean: np.ndarray, scatter
         return PerAtom(middle, float(np.sqrt(squares.sum() / number.sum())))
 
     before, after = per_atom(mean), per_atom(mean - design @ solution)
-    return ReferenceFit(values, tuple(elements.tolist()), rank, int(number.sum()), before, after)
+    return ReferenceFit(values, tuple(elements.tolist()), rank, int(number.sum()), before, after, isolated)
 
 
 def _merged(one: np.ndarray, two: np.ndarray) -> np.ndarray:
