@@ -93,7 +93,7 @@ def check_paths(paths: Sequence[str | os.PathLike[str]], splits: Sequence[Path] 
 def _opened(path: Path, options: dict[str, Any]) -> Dataset:
     """A store, or a file's conformations as they are: ``open_data`` would refuse those that the check is to name."""
     if not path.is_dir():
-        return MemoryData(SOURCES[layout_of(path)].read([path], **options), name=str(path))
+        return MemoryData(SOURCES[layout_of(path, options)].read([path], **options), name=str(path))
     if options:
         raise InputError(f"{path} is a store; it takes no option ({', '.join(options)})")
     return Store(path)
