@@ -133,3 +133,23 @@ def test_energies_of_two_levels_are_not_mixed(tmp_path: Path) -> None:
     print(f"energy MAE {alone['energy_mae']:.6f} alone, {both['energy_mae']:.6f} meV with the second level")
     assert both["energy_mae"] == pytest.approx(alone["energy_mae"], rel=1e-6)
     assert both["energy_conformations"] == 40
+
+
+def test_data_without_forces_are_refused_with_a_way_on(tmp_path: Path) -> None:
+    """Energies alone can be learned; keys that nobody reads are named, and how to import them."""
+    atoms = ase.build.molecule("CH3OCH3")
+    path = tmp_path / "mine.xyz"
+    for labels, said in (
+        ({"energy": 1.0}, "it has energies, which --set objectives=joint learns"),
+        ({"my_e": 1.0}, f"unread keys: my_e; name them by --map my_e=energy in forcewell data import extxyz {path}"),
+    ):
+        atoms.info = dict(labels)
+        ase.io.write(path, [atoms] * 20, format="extxyz")
+        config = settings(str(path), objectives="et-ore", exclude="none")
+        with pytest.raises(InputError) as caught:
+            gather(load_config(str(write_yaml(tmp_path / "c.yaml", config))), tmp_path / "data", "none", quiet=True)
+        assert "mine: nothing to learn here with forces" in str(caught.value) and said in str(caught.value)
+    atoms.info = {"energy": 1.0}
+    ase.io.write(path, [atoms] * 20, format="extxyz")
+    config = settings(str(path), objectives="joint", exclude="none", validation={"fraction": 0.2, "by": "random"})
+    assert len(gather(load_config(str(write_yaml(tmp_path / "c.yaml", config))), tmp_path / "data", "none", quiet=True)[1][0].rows) == 16

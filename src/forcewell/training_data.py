@@ -16,7 +16,8 @@ from forcewell.errors import InputError, nearest
 from forcewell.importing import import_source
 from forcewell.loader import Source
 from forcewell.objectives import PRESETS, FractionalDenoising, Objective, PropertyMatching, build
-from forcewell.store import Dataset, Store, open_data
+from forcewell.sources.unread import missing_labels
+from forcewell.store import Dataset, MemoryData, Store, open_data
 from forcewell.system import Block
 
 # Data shipped in the package: name -> (source, files, whether it is a benchmark molecule's own trajectory).
@@ -77,7 +78,7 @@ def gather(
         held, kept = _hold_out(config, entry, dataset, _usable(dataset, entry, name, exclude, quiet))
         kept = _share(kept, entry.fraction, config.seed, number)
         copies = _copies(dataset, objectives, number)
-        _serves(dataset, kept, objectives, number, name)
+        _serves(dataset, kept, objectives, number, name, entry.path)
         order = np.array([levels.index(level) for level in dataset.levels], dtype=np.int64)
         extras = _extras(dataset, objectives)
         training.append(Source(name, dataset, kept, _weight(config, entry, len(kept)), copies, order, *extras))
@@ -244,7 +245,7 @@ def _copies(dataset: Dataset, objectives: Sequence[Objective], number: int) -> n
     return copies
 
 
-def _serves(dataset: Dataset, rows: np.ndarray, objectives: Sequence[Objective], number: int, name: str) -> None:
+def _serves(dataset: Dataset, rows: np.ndarray, objectives: Sequence[Objective], number: int, name: str, path: str) -> None:
     """Raises InputError where no objective of the run can learn anything from this source."""
     applied = [objective for objective in objectives if objective.sources is None or number in objective.sources]
     minima = "equilibrium" in dataset.fields and bool((dataset.column("equilibrium")[rows] == 1).any())
@@ -257,4 +258,10 @@ def _serves(dataset: Dataset, rows: np.ndarray, objectives: Sequence[Objective],
             has = f"it has none of the properties {', '.join(objective.names)} (its own: {', '.join(sorted(properties)) or 'none'})"
     if all("energy" in objective.needs for objective in applied):
         has = "it has no energies"
+    elif "energy" in fields:
+        has += "; it has energies, which --set objectives=joint learns, with or without forces"
+    if isinstance(dataset, MemoryData):
+        source = dataset.sources[0]
+        unread = missing_labels(source, Path(path), dataset.fields, {}, needed=False)
+        has += f"; {unread} in forcewell data import {source} {path}" if unread else ""
     raise InputError(f"{name}: nothing to learn here with {', '.join(objective.name for objective in applied) or 'no objective'}: {has}")
