@@ -8,7 +8,7 @@ import ase.build
 import ase.io
 import numpy as np
 import pytest
-from tiny_runs import MODEL, ethanol, refuse, settings, succeed, write_yaml
+from tiny_runs import MODEL, ethanol, npz, refuse, settings, succeed, write_yaml
 
 from forcewell.config import load_config
 from forcewell.errors import InputError
@@ -18,6 +18,7 @@ from forcewell.split import random
 from forcewell.store import MemoryData, StoreWriter, open_data
 from forcewell.system import System, block_of
 from forcewell.training_data import gather
+from forcewell.units import KCAL_PER_MOL
 
 
 def test_a_stated_level_is_not_relabelled(tmp_path: Path) -> None:
@@ -153,3 +154,19 @@ def test_data_without_forces_are_refused_with_a_way_on(tmp_path: Path) -> None:
     ase.io.write(path, [atoms] * 20, format="extxyz")
     config = settings(str(path), objectives="joint", exclude="none", validation={"fraction": 0.2, "by": "random"})
     assert len(gather(load_config(str(write_yaml(tmp_path / "c.yaml", config))), tmp_path / "data", "none", quiet=True)[1][0].rows) == 16
+
+
+def test_wrong_units_of_a_file_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Gradients as forces, and kcal/mol as eV; a file that is right is not warned of, and a run takes place all the same."""
+    raw = npz("rmd17_ethanol_test_01.npz")
+    arrays = {"z": raw["nuclear_charges"], "pos": raw["coords"], "energy": raw["energies"] * KCAL_PER_MOL}
+    arrays["forces"] = raw["forces"] * KCAL_PER_MOL
+    said = {}
+    for name, changed in (("right", {}), ("sign", {"forces": -arrays["forces"]}), ("unit", {"forces": raw["forces"]})):
+        np.savez(tmp_path / f"{name}.npz", **arrays | changed)
+        config = settings(str(tmp_path / f"{name}.npz"), objectives="et-ore", exclude="none")
+        gather(load_config(str(write_yaml(tmp_path / "c.yaml", config))), tmp_path / "data", "none")
+        said[name] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert said["right"] == []
+    assert any("wrong sign" in line and f"forcewell data check {tmp_path / 'sign.npz'} says more" in line for line in said["sign"])
+    assert any("kcal/mol" in line for line in said["unit"])

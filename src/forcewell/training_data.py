@@ -12,6 +12,7 @@ import numpy as np
 from forcewell import bonds, leakage, split
 from forcewell.config import DataConfig, RunConfig
 from forcewell.display import say
+from forcewell.doctor import glance
 from forcewell.errors import InputError, nearest
 from forcewell.importing import import_source
 from forcewell.loader import Source
@@ -66,6 +67,9 @@ def gather(
         if any(entry.objectives is not None for entry in config.data):
             raise InputError("validation.path cannot be combined with data.*.objectives: what would it be judged by? Leave one out")
         own = _open(DataConfig(path=config.validation.path), folder, config.level)
+    if not quiet:
+        files = [(entry.path, dataset) for entry, dataset in zip(config.data, datasets, strict=True)]
+        _warn_of_units(files if own is None else [*files, (str(config.validation.path), own)])
     names = [Path(entry.path.removeprefix("bundled:")).stem for entry in config.data]
     objectives = build(config.objectives, _restrictions(config))
     levels: list[str] = []
@@ -111,6 +115,14 @@ def _open(entry: DataConfig, folder: Path, level: str | None) -> Dataset:
         return dataset
     dataset.levels = [given]  # of this reading of it alone; nothing is copied or written
     return dataset
+
+
+def _warn_of_units(files: Sequence[tuple[str, Dataset]]) -> None:
+    """A line for every error of sign or unit in files; stores were checked when they were imported."""
+    for path, dataset in files:
+        if isinstance(dataset, MemoryData):
+            for finding in glance(dataset, path):
+                say(f"warning: {path}: {finding.what}; forcewell data check {path} says more")
 
 
 def _restrictions(config: RunConfig) -> dict[str, list[int]] | None:

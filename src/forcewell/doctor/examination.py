@@ -23,6 +23,7 @@ from forcewell.store import Dataset, MemoryData, Store
 
 EXAMINED = 500_000  # conformations at most: 16 atoms each take about 60 µs and 700 bytes, so 30 s and 360 MB
 IMPORTED = 20_000  # at most, after an import
+GLANCED = 2_000  # at most, of a file that a run trains on: about a second
 UNFINISHED = "its import was not finished; the same `forcewell data import` again brings the rest"
 
 
@@ -55,6 +56,13 @@ def _examined(dataset: Dataset, where: str, thorough: bool) -> tuple[Report, Fac
         group = groups(facts, lambda places: dataset.block(facts.row[places]))
         findings += duplicate_findings(facts, group, where)
     return report(len(dataset), findings, facts.asked), facts
+
+
+def glance(dataset: Dataset, where: str) -> list[Finding]:
+    """Errors of sign and unit in at most ``GLANCED`` conformations: what a run can afford on a file that no import has checked."""
+    facts = scan(dataset, rows_to_examine(len(dataset), GLANCED))
+    found = unit_findings(dataset, facts, where) if len(facts) else ()
+    return [finding for finding in found if finding.severity == "error"]
 
 
 def check_path(path: str | os.PathLike[str], splits: Sequence[Path] = (), **options: Any) -> Report:
