@@ -128,7 +128,7 @@ def _assumed(path: Path, arrays: Mapping[str, np.ndarray], needed: Collection[st
         names = ", ".join(name for name in arrays if name in needed)
         says = "nothing says in which unit" if unit == "kcal/mol" else f"e_unit is {unit}"
         raise InputError(
-            f"{path}: {names} are arrays of {' and '.join(file_names)}, and of other files; {says}. Import it: "
+            f"{path}: {names} are arrays of {', '.join(file_names)} and of other files; {says}. Import it: "
             f"forcewell data import {likely.name} {path} --out NAME.fw ({likely.units}; {likely.level}), or, in any other unit, "
             f"forcewell data import npz {path} --unit energy=eV --out NAME.fw"
         )
