@@ -9,6 +9,10 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
+import ase
+import ase.db
+import ase.io
+import h5py
 import numpy as np
 import pytest
 from rich.console import Console
@@ -325,3 +329,55 @@ def test_import_warns_and_refuses(tmp_path: Path) -> None:
     np.savez(tmp_path / "net.npz", forces=forces, **arrays)
     done = import_source("npz", [tmp_path / "net.npz"], tmp_path / "b.fw", exclude="none")
     assert any("do not add up to zero" in warning and "indices 5" in warning for warning in done.warnings)
+
+
+def write_xyz(path: Path, block: Block, energy: str, forces: str) -> Path:
+    """A block as extended XYZ with these keys, "" for none."""
+    images = []
+    for k in range(len(block)):
+        one = block.take([k])
+        images.append(ase.Atoms(one.arrays["numbers"], one.arrays["positions"]))
+        images[-1].info |= {energy: float(one.arrays["energy"][0])} if energy else {}
+        if forces:
+            images[-1].arrays[forces] = one.arrays["forces"]
+    ase.io.write(path, images, format="extxyz")
+    return path
+
+
+KEYS = [
+    ("my_e", "my_f", "no energies and no forces were found; unread keys: my_e, my_f; name them by --map my_e=energy --map my_f=forces"),
+    ("E", "F", "no energies and no forces were found; unread keys: E, F; name them by --map E=energy --map F=forces"),
+    ("energy", "my_gradient", "no forces were found; unread keys: my_gradient; name them by --map my_gradient=-forces"),
+    ("", "", "no energies and no forces were found"),
+    ("Energy", "Forces", ""),
+    ("DFT_energy", "DFT_Forces", ""),
+]
+
+
+@pytest.mark.parametrize(("energy", "forces", "said"), KEYS, ids=[f"{e}-{f}" for e, f, _ in KEYS])
+def test_labels_by_other_names(tmp_path: Path, energy: str, forces: str, said: str) -> None:
+    """Keys that nobody reads are named, by the check and by the import; capitals do not matter."""
+    path = write_xyz(tmp_path / "a.xyz", frames("train", 20), energy, forces)
+    found = [finding for finding in check_path(path).findings if finding.question == "labels"]
+    assert [(finding.severity, finding.what) for finding in found] == ([("warning", said)] if said else [])
+    done = import_source("extxyz", [path], tmp_path / "a.fw", exclude="none")
+    assert [warning for warning in done.warnings if "were found" in warning] == [str(finding) for finding in found]
+    if not said:
+        assert {"energy", "forces"} <= set(done.store.fields)
+
+
+def test_labels_of_arrays_by_other_names(tmp_path: Path) -> None:
+    block = frames("train", 20)
+    arrays = {"numbers": block.arrays["numbers"][:9], "positions": block.arrays["positions"].reshape(-1, 9, 3)}
+    labels = {"ener": block.arrays["energy"], "Forces": block.arrays["forces"].reshape(-1, 9, 3)}
+    np.savez(tmp_path / "a.npz", **arrays, **labels)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name, values in (arrays | labels).items():
+            file[f"ethanol/{name}"] = values
+    connection = ase.db.connect(tmp_path / "a.db")
+    for k in range(20):
+        atoms = ase.Atoms(arrays["numbers"], arrays["positions"][k])
+        connection.write(atoms, ener=float(labels["ener"][k]), data={"Forces": labels["Forces"][k]})
+    for end in ("npz", "h5", "db"):
+        found = [finding.what for finding in check_path(tmp_path / f"a.{end}").findings if finding.question == "labels"]
+        assert found == ["no energies were found; unread keys: ener; name them by --map ener=energy"], end

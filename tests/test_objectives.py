@@ -206,6 +206,7 @@ def test_presets() -> None:
     [
         ("et-oero", "unknown preset 'et-oero'; did you mean 'et-oreo'"),
         ("ET-OREO", r"\(known: et-oreo-faithful, et-oreo-faithful-nn, et-ore, et-oreo, "),
+        ("energy", r"'energy' is one objective, not a named set of them; write --set 'objectives=\{energy: \{\}\}' to learn it alone"),
         ({"force": {}}, "unknown objective 'force'; did you mean 'forces'"),
         ({"force-denoising": {"sigm": 0.1}}, "objectives.force-denoising: unknown setting 'sigm'; did you mean 'sigma'"),
         ({"forces": {"sources": [0]}}, "unknown setting 'sources'"),

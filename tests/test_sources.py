@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from forcewell.doctor import check_path
 from forcewell.errors import InputError
 from forcewell.importing import import_source
 from forcewell.sources import SOURCES, layout_of
@@ -48,6 +49,31 @@ def test_rmd17_in_electronvolts():
 )
 def test_molecule_from_file_name(name, molecule):
     assert molecule_name(Path(f"{name}.npz")) == molecule
+
+
+def test_the_unit_of_common_names_is_not_guessed(tmp_path, capsys):
+    """z, R, E, F in eV are not MD17; upstream's file name, or what sGDML writes into its files, is needed, and what is assumed is said."""
+    raw = np.load(ETHANOL)
+    arrays = {"z": raw["nuclear_charges"], "R": raw["coords"][:20], "E": raw["energies"][:20], "F": raw["forces"][:20]}
+    mine, revised = tmp_path / "mine.npz", tmp_path / "revised.npz"
+    np.savez(mine, **arrays)
+    np.savez(revised, **{name: raw[name] for name in ("nuclear_charges", "coords", "energies", "forces")})
+    with pytest.raises(InputError, match=r"import md17 .*mine\.npz --out .*kcal/mol.*import npz .*mine\.npz --unit energy=eV"):
+        open_data(mine)
+    with pytest.raises(InputError, match=r"import rmd17 .*import npz"):
+        open_data(revised)
+    assert np.allclose(open_data(mine, energy_unit="eV").column("energy"), arrays["E"])
+    assert check_path(mine, energy_unit="kcal/mol").ok and not check_path(mine).ok
+    assert capsys.readouterr().out == ""
+    own = {"name": "ethanol", "theory": "unknown", "md5": "d41d"}
+    for name, more, source in (("md17_x", {}, "md17"), ("x_dft", {}, "md17"), ("md22_x", {}, "md22"), ("mine", own, "md17")):
+        np.savez(tmp_path / f"{name}.npz", **arrays, **more)
+        assert layout_of(tmp_path / f"{name}.npz") == source
+        assert f"{name}.npz: read as {source} (kcal/mol, kcal/mol/Å, Å; " in capsys.readouterr().out
+    for more in (own | {"e_unit": "eV"}, own | {"name": "polymer"}):
+        np.savez(mine, **arrays, **more)
+        with pytest.raises(InputError, match="import npz"):
+            layout_of(mine)
 
 
 def test_other_npz_layouts_agree_with_the_first(tmp_path):

@@ -8,7 +8,7 @@ import ase.build
 import ase.io
 import numpy as np
 import pytest
-from tiny_runs import MODEL, ethanol, refuse, settings, succeed, write_yaml
+from tiny_runs import MODEL, ethanol, npz, refuse, settings, succeed, write_yaml
 
 from forcewell.config import load_config
 from forcewell.errors import InputError
@@ -18,6 +18,7 @@ from forcewell.split import random
 from forcewell.store import MemoryData, StoreWriter, open_data
 from forcewell.system import System, block_of
 from forcewell.training_data import gather
+from forcewell.units import KCAL_PER_MOL
 
 
 def test_a_stated_level_is_not_relabelled(tmp_path: Path) -> None:
@@ -149,3 +150,39 @@ def test_it_says_how_many_have_labels_and_what_is_validated_on(tmp_path: Path, c
     assert "some: 18 conformations to train on (" in held_out and "of 18 with forces" in held_out and "2 to validate on" in held_out
     assert "some: 20 conformations to train on (15 of 20 with forces, 15 of 20 with energy); " in own_data
     assert validation.endswith("own.xyz: 5 conformations to validate on, 5 of them in the training data")
+
+
+def test_data_without_forces_are_refused_with_a_way_on(tmp_path: Path) -> None:
+    """Energies alone can be learned; keys that nobody reads are named, and how to import them."""
+    atoms = ase.build.molecule("CH3OCH3")
+    path = tmp_path / "mine.xyz"
+    for labels, said in (
+        ({"energy": 1.0}, "it has energies, which --set objectives=joint learns"),
+        ({"my_e": 1.0}, f"unread keys: my_e; name them by --map my_e=energy in forcewell data import extxyz {path}"),
+    ):
+        atoms.info = dict(labels)
+        ase.io.write(path, [atoms] * 20, format="extxyz")
+        config = settings(str(path), objectives="et-ore", exclude="none")
+        with pytest.raises(InputError) as caught:
+            gather(load_config(str(write_yaml(tmp_path / "c.yaml", config))), tmp_path / "data", "none", quiet=True)
+        assert "mine: nothing to learn here with forces" in str(caught.value) and said in str(caught.value)
+    atoms.info = {"energy": 1.0}
+    ase.io.write(path, [atoms] * 20, format="extxyz")
+    config = settings(str(path), objectives="joint", exclude="none", validation={"fraction": 0.2, "by": "random"})
+    assert len(gather(load_config(str(write_yaml(tmp_path / "c.yaml", config))), tmp_path / "data", "none", quiet=True)[1][0].rows) == 16
+
+
+def test_wrong_units_of_a_file_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Gradients as forces, and kcal/mol as eV; a file that is right is not warned of, and a run takes place all the same."""
+    raw = npz("rmd17_ethanol_test_01.npz")
+    arrays = {"z": raw["nuclear_charges"], "pos": raw["coords"], "energy": raw["energies"] * KCAL_PER_MOL}
+    arrays["forces"] = raw["forces"] * KCAL_PER_MOL
+    said = {}
+    for name, changed in (("right", {}), ("sign", {"forces": -arrays["forces"]}), ("unit", {"forces": raw["forces"]})):
+        np.savez(tmp_path / f"{name}.npz", **arrays | changed)
+        config = settings(str(tmp_path / f"{name}.npz"), objectives="et-ore", exclude="none")
+        gather(load_config(str(write_yaml(tmp_path / "c.yaml", config))), tmp_path / "data", "none")
+        said[name] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert said["right"] == []
+    assert any("wrong sign" in line and f"forcewell data check {tmp_path / 'sign.npz'} says more" in line for line in said["sign"])
+    assert any("kcal/mol" in line for line in said["unit"])

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from forcewell.bonds import excluded, resolve
-from forcewell.doctor import check
+from forcewell.doctor import check, label_findings
 from forcewell.errors import InputError, nearest
 from forcewell.sources import SOURCES
 from forcewell.sources.card import Paths, count_conformations
@@ -82,7 +82,7 @@ def import_source(
             raise InputError(_nothing_left(source, left_out, names))
         writer.flush()
         # Before the store is marked complete.
-        warnings = () if unchecked else _warnings(Store(out), ", ".join(str(file) for file in files))
+        warnings = () if unchecked else _warnings(Store(out), files, source, options or {})
         store = writer.finish()
     except InputError:
         if fresh:
@@ -93,9 +93,10 @@ def import_source(
     return Imported(store, len(store), int(store.manifest["left_out"]), resumed, time.perf_counter() - began, warnings)
 
 
-def _warnings(store: Store, where: str) -> tuple[str, ...]:
+def _warnings(store: Store, files: Sequence[Path], source: str, options: Mapping[str, Any]) -> tuple[str, ...]:
     """What the cheap part of the check warns of. Raises InputError with the first error that it finds."""
-    findings = check(store, where, thorough=False).findings
+    where = ", ".join(str(file) for file in files)
+    findings = [*check(store, where, thorough=False).findings, *label_findings(store, where, source, files[0], options)]
     for finding in findings:
         if finding.severity == "error":
             raise InputError(f"{str(finding).removeprefix('error: ')}; nothing was imported (--unchecked imports it all the same)")

@@ -12,12 +12,14 @@ import numpy as np
 from forcewell import bonds, leakage, split
 from forcewell.config import DataConfig, RunConfig
 from forcewell.display import say
+from forcewell.doctor import glance
 from forcewell.errors import InputError, nearest
 from forcewell.importing import import_source
 from forcewell.loader import Source
 from forcewell.objectives import PRESETS, FractionalDenoising, Objective, PropertyMatching, build
 from forcewell.overlap import geometry_hashes
-from forcewell.store import Dataset, Store, open_data
+from forcewell.sources.unread import missing_labels
+from forcewell.store import Dataset, MemoryData, Store, open_data
 from forcewell.system import Block
 
 LOOKED_AT = 20_000  # conformations whose labels are counted for the line that says how many there are: 20 ms
@@ -68,6 +70,9 @@ def gather(
         if any(entry.objectives is not None for entry in config.data):
             raise InputError("validation.path cannot be combined with data.*.objectives: what would it be judged by? Leave one out")
         own = _open(DataConfig(path=config.validation.path), folder, config.level)
+    if not quiet:
+        files = [(entry.path, dataset) for entry, dataset in zip(config.data, datasets, strict=True)]
+        _warn_of_units(files if own is None else [*files, (str(config.validation.path), own)])
     names = [Path(entry.path.removeprefix("bundled:")).stem for entry in config.data]
     objectives = build(config.objectives, _restrictions(config))
     levels: list[str] = []
@@ -80,7 +85,7 @@ def gather(
         held, kept = _hold_out(config, entry, dataset, _usable(dataset, entry, name, exclude, quiet))
         kept = _share(kept, entry.fraction, config.seed, number)
         copies = _copies(dataset, objectives, number)
-        _serves(dataset, kept, objectives, number, name)
+        _serves(dataset, kept, objectives, number, name, entry.path)
         order = np.array([levels.index(level) for level in dataset.levels], dtype=np.int64)
         extras = _extras(dataset, objectives)
         training.append(Source(name, dataset, kept, _weight(config, entry, len(kept)), copies, order, *extras))
@@ -142,6 +147,14 @@ def _open(entry: DataConfig, folder: Path, level: str | None) -> Dataset:
         return dataset
     dataset.levels = [given]  # of this reading of it alone; nothing is copied or written
     return dataset
+
+
+def _warn_of_units(files: Sequence[tuple[str, Dataset]]) -> None:
+    """A line for every error of sign or unit in files; stores were checked when they were imported."""
+    for path, dataset in files:
+        if isinstance(dataset, MemoryData):
+            for finding in glance(dataset, path):
+                say(f"warning: {path}: {finding.what}; forcewell data check {path} says more")
 
 
 def _restrictions(config: RunConfig) -> dict[str, list[int]] | None:
@@ -277,7 +290,7 @@ def _copies(dataset: Dataset, objectives: Sequence[Objective], number: int) -> n
     return copies
 
 
-def _serves(dataset: Dataset, rows: np.ndarray, objectives: Sequence[Objective], number: int, name: str) -> None:
+def _serves(dataset: Dataset, rows: np.ndarray, objectives: Sequence[Objective], number: int, name: str, path: str) -> None:
     """Raises InputError where no objective of the run can learn anything from this source."""
     applied = [objective for objective in objectives if objective.sources is None or number in objective.sources]
     minima = "equilibrium" in dataset.fields and bool((dataset.column("equilibrium")[rows] == 1).any())
@@ -290,4 +303,10 @@ def _serves(dataset: Dataset, rows: np.ndarray, objectives: Sequence[Objective],
             has = f"it has none of the properties {', '.join(objective.names)} (its own: {', '.join(sorted(properties)) or 'none'})"
     if all("energy" in objective.needs for objective in applied):
         has = "it has no energies"
+    elif "energy" in fields:
+        has += "; it has energies, which --set objectives=joint learns, with or without forces"
+    if isinstance(dataset, MemoryData):
+        source = dataset.sources[0]
+        unread = missing_labels(source, Path(path), dataset.fields, {}, needed=False)
+        has += f"; {unread} in forcewell data import {source} {path}" if unread else ""
     raise InputError(f"{name}: nothing to learn here with {', '.join(objective.name for objective in applied) or 'no objective'}: {has}")

@@ -11,6 +11,7 @@ from forcewell.doctor.duplicates import duplicate_findings, groups
 from forcewell.doctor.energies import energy_findings
 from forcewell.doctor.findings import Finding, Report, report
 from forcewell.doctor.forces import force_findings
+from forcewell.doctor.labels import label_findings
 from forcewell.doctor.leakage import between, leak_findings, split_files
 from forcewell.doctor.levels import compare, entries, level_findings
 from forcewell.doctor.scan import Facts, rows_to_examine, scan
@@ -22,6 +23,7 @@ from forcewell.store import Dataset, MemoryData, Store
 
 EXAMINED = 500_000  # conformations at most: 16 atoms each take about 60 µs and 700 bytes, so 30 s and 360 MB
 IMPORTED = 20_000  # at most, after an import
+GLANCED = 2_000  # at most, of a file that a run trains on: about a second
 UNFINISHED = "its import was not finished; the same `forcewell data import` again brings the rest"
 
 
@@ -56,6 +58,13 @@ def _examined(dataset: Dataset, where: str, thorough: bool) -> tuple[Report, Fac
     return report(len(dataset), findings, facts.asked), facts
 
 
+def glance(dataset: Dataset, where: str) -> list[Finding]:
+    """Errors of sign and unit in at most ``GLANCED`` conformations: what a run can afford on a file that no import has checked."""
+    facts = scan(dataset, rows_to_examine(len(dataset), GLANCED))
+    found = unit_findings(dataset, facts, where) if len(facts) else ()
+    return [finding for finding in found if finding.severity == "error"]
+
+
 def check_path(path: str | os.PathLike[str], splits: Sequence[Path] = (), **options: Any) -> Report:
     """``check`` of a store or file, with its splits; damage that keeps it from being opened is a finding, too.
 
@@ -75,11 +84,12 @@ def check_paths(paths: Sequence[str | os.PathLike[str]], splits: Sequence[Path] 
     for path in paths:
         name = str(path)
         try:
-            dataset = _opened(Path(path), options)
+            dataset, source = _opened(Path(path), options)
             found, facts = _examined(dataset, name, thorough=True)
             leaks = [leak for file in (*split_files(Path(path)), *splits) for leak in leak_findings(dataset, file)]
             begun = [Finding("warning", "file", UNFINISHED, name)] if isinstance(dataset, Store) and not dataset.complete else []
-            reports[name] = report(found.conformations, [*found.findings, *leaks, *begun], found.examined)
+            labels = label_findings(dataset, name, source, Path(path), options)
+            reports[name] = report(found.conformations, [*found.findings, *labels, *leaks, *begun], found.examined)
             opened.append((name, dataset, facts))
         except InputError as error:
             reports[name] = report(0, [Finding("error", "file", str(error), name)], 0)
@@ -90,10 +100,14 @@ def check_paths(paths: Sequence[str | os.PathLike[str]], splits: Sequence[Path] 
     return reports
 
 
-def _opened(path: Path, options: dict[str, Any]) -> Dataset:
-    """A store, or a file's conformations as they are: ``open_data`` would refuse those that the check is to name."""
+def _opened(path: Path, options: dict[str, Any]) -> tuple[Dataset, str]:
+    """A store, or a file's conformations as they are: ``open_data`` would refuse those that the check is to name.
+
+    The second is the source that read the file, "" for a store.
+    """
     if not path.is_dir():
-        return MemoryData(SOURCES[layout_of(path)].read([path], **options), name=str(path))
+        source = layout_of(path, options)
+        return MemoryData(SOURCES[source].read([path], **options), name=str(path)), source
     if options:
         raise InputError(f"{path} is a store; it takes no option ({', '.join(options)})")
-    return Store(path)
+    return Store(path), ""

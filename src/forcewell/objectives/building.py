@@ -59,6 +59,9 @@ def build(
     Raises InputError for an unknown preset, objective or setting, and for objectives that exclude each other.
     """
     if isinstance(description, str):
+        if description in OBJECTIVES and description not in PRESETS:  # "dens" is both
+            way = f"--set 'objectives={{{description}: {{}}}}'"
+            raise InputError(f"objectives: {description!r} is one objective, not a named set of them; write {way} to learn it alone")
         if description not in PRESETS:
             raise InputError(f"objectives: unknown preset {description!r}{nearest(description, PRESETS)} (known: {', '.join(PRESETS)})")
         description = PRESETS[description]

@@ -7,10 +7,14 @@ A module may also have ``count(path)``, the conformations of a file for a progre
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
+from forcewell.display import say
 from forcewell.errors import InputError
 from forcewell.sources import (
     acac,
@@ -61,11 +65,18 @@ SOURCES: dict[str, Source] = {module.CARD.name: module for module in (*_MINIMA, 
 
 # The arrays that tell an .npz layout; the first line whose names are all there decides.
 _LAYOUTS = (
-    ("rmd17", {"nuclear_charges", "coords", "energies", "forces"}),
+    ("rmd17", {"nuclear_charges", "coords", "energies", "forces", "old_indices"}),
     ("rmd17", {"z", "pos", "energy", "forces", "md17_index"}),
-    ("md17", {"z", "R", "E", "F"}),
     ("qm9", {"ids", "natoms", "z", "pos"}),
 )
+# Names that a user's own file in eV may have as well: upstream's name of the file must speak for it, too.
+_COMMON = (
+    ({"nuclear_charges", "coords", "energies", "forces"}, {"rmd17": r"rmd17_"}),
+    ({"z", "R", "E", "F"}, {"md17": r"md17_|.+_dft\.npz$", "md22": r"md22_", "md17-ccsdt": r".+_ccsd"}),
+)
+# Or what sGDML's data sets say of themselves.
+_SGDML = {"name", "theory", "md5"}
+_MD17_MOLECULES = r"aspirin|azobenzene|benzene|ethanol|malonaldehyde|naphthalene|paracetamol|salicylic|toluene|uracil"
 # The same for the first group of an HDF5 file that holds data.
 _HDF5_LAYOUTS = (
     ("spice", set(spice.NEEDED)),
@@ -78,9 +89,10 @@ _HDF5_LAYOUTS = (
 _SUFFIXES = {".xyz": "extxyz", ".extxyz": "extxyz", ".db": "asedb", ".aselmdb": "aselmdb"}
 
 
-def layout_of(path: str | os.PathLike[str]) -> str:
-    """Name of the source that reads this file. Raises InputError where none does.
+def layout_of(path: str | os.PathLike[str], options: Collection[str] = ()) -> str:
+    """Name of the source that reads this file. Raises InputError where none does, or where its unit can only be guessed.
 
+    options: names of those given for it; where they declare units or names, a file with the common names of MD17 is "npz".
     An .npz or HDF5 file of no known layout is "npz" or "hdf5", whose units are eV, Å unless their options say otherwise.
     """
     path = Path(path)
@@ -95,5 +107,30 @@ def layout_of(path: str | os.PathLike[str]) -> str:
             f"{path} is not a store, an extended XYZ file (.xyz, .extxyz), an .npz, HDF5 (.h5, .hdf5) or ASE file (.db, .aselmdb); "
             "data sets of other forms are imported first: forcewell data import"
         )
-    names = set(load_npz(path))
-    return next((source for source, needed in _LAYOUTS if needed <= names), "npz")
+    arrays = load_npz(path)
+    for source, needed in _LAYOUTS:
+        if needed <= set(arrays):
+            return source
+    for needed, file_names in _COMMON:
+        if needed <= set(arrays) and not set(options) & set(npz.CARD.options) - {"molecule"}:
+            return _assumed(path, arrays, needed, file_names)
+    return "npz"
+
+
+def _assumed(path: Path, arrays: Mapping[str, np.ndarray], needed: Collection[str], file_names: Mapping[str, str]) -> str:
+    """The source that a file of common names is taken for, which is said. Raises InputError where only those names speak for one."""
+    named = next((source for source, pattern in file_names.items() if re.match(pattern, path.name.lower())), None)
+    if named is None and "md17" in file_names and set(arrays) >= _SGDML and re.search(_MD17_MOLECULES, str(arrays["name"]).lower()):
+        named = "md17"
+    unit = str(arrays.get("e_unit", "kcal/mol"))
+    likely = SOURCES[named or next(iter(file_names))].CARD
+    if named is None or unit != "kcal/mol":
+        names = ", ".join(name for name in arrays if name in needed)
+        says = "nothing says in which unit" if unit == "kcal/mol" else f"e_unit is {unit}"
+        raise InputError(
+            f"{path}: {names} are arrays of {', '.join(file_names)} and of other files; {says}. Import it: "
+            f"forcewell data import {likely.name} {path} --out NAME.fw ({likely.units}; {likely.level}), or, in any other unit, "
+            f"forcewell data import npz {path} --unit energy=eV --out NAME.fw"
+        )
+    say(f"{path}: read as {likely.name} ({likely.units}; {likely.level})")
+    return named

@@ -70,11 +70,10 @@ def system_of(values: Mapping[str, Any], where: str, source: str, mapping: Decla
 
 
 def _find(values: Mapping[str, Any], field: str, mapping: Declared, where: str) -> Any:
-    names = mapping.names(field)
-    found = next((values[name] for name in names if values.get(name) is not None), None)
-    if found is None and field in mapping.keys:
-        raise InputError(f"{where} has no {names[0]!r} (it has: {', '.join(map(str, values))})")
-    return found
+    key = mapping.key(field, [name for name, value in values.items() if value is not None])
+    if key is None and field in mapping.keys:
+        raise InputError(f"{where} has no {mapping.keys[field]!r} (it has: {', '.join(map(str, values))})")
+    return None if key is None else values[key]
 
 
 def _stress(values: Mapping[str, Any], mapping: Declared, where: str, factor: float) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from forcewell.charge_spin import charge_and_spin
 from forcewell.errors import InputError
 from forcewell.fields import FIELDS
 from forcewell.sources.card import Card, Paths, check_options
-from forcewell.sources.mapping import OPTIONS, Declared, declared
+from forcewell.sources.mapping import OPTIONS, Declared, declared, first_of
 from forcewell.sources.trajectory_npz import truth
 from forcewell.system import Block, System, block_of, initial_of
 from forcewell.units import HARTREE
@@ -53,7 +53,7 @@ def read(paths: Paths, **options: Any) -> Iterator[Block]:
     mapping = declared(options, unread=("numbers", "positions"))
     for path in paths:
         waiting: list[System] = []
-        for number, atoms in enumerate(_frames(Path(path))):
+        for number, atoms in enumerate(frames(Path(path))):
             waiting.append(_system(atoms, f"{path}, frame {number}", mapping, options))
             if len(waiting) == FRAMES:
                 yield from blocks_of(waiting)
@@ -62,7 +62,8 @@ def read(paths: Paths, **options: Any) -> Iterator[Block]:
             yield from blocks_of(waiting)
 
 
-def _frames(path: Path) -> Iterator[ase.Atoms]:
+def frames(path: Path) -> Iterator[ase.Atoms]:
+    """The frames of a file as ASE reads them. Raises InputError, naming the frame, for a damaged file."""
     from ase.io import iread
 
     if not path.is_file():
@@ -121,7 +122,8 @@ def _first(found: Mapping[str, Any], keys: Sequence[str], asked: str | None, whe
         if asked not in found:
             raise InputError(f"{where} has no key {asked!r} (it has: {', '.join(map(str, found))})")
         return found[asked]
-    return next((found[key] for key in keys if key in found), None)
+    key = first_of(keys, found)
+    return None if key is None else found[key]
 
 
 def _orca_energy(info: Mapping[str, Any]) -> float | None:

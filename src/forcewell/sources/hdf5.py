@@ -113,11 +113,10 @@ def _group(
 
 def _find(group: Any, mapping: Declared, field: str) -> Any | None:
     """The data set of a field; InputError only where a mapping names one that is not there."""
-    names = mapping.names(field)
-    found = next((group[name] for name in names if name in group), None)
-    if found is None and field in mapping.keys:
-        raise InputError(f"{group.file.filename}, {group.name} has no {names[0]!r} (it has: {', '.join(group)})")
-    return found
+    key = mapping.key(field, group)
+    if key is None and field in mapping.keys:
+        raise InputError(f"{group.file.filename}, {group.name} has no {mapping.keys[field]!r} (it has: {', '.join(group)})")
+    return None if key is None else group[key]
 
 
 def _text(group: Any, mapping: Declared, field: str) -> str:

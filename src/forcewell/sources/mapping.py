@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,12 @@ class Declared:
         """The names to look for, in order: the declared one alone, else the usual ones."""
         return (self.keys[field],) if field in self.keys else USUAL.get(field, (field,))
 
+    def key(self, field: str, available: Collection[str]) -> str | None:
+        """Which of the names ``available`` is the field's; None where none is. Those not declared may differ by capitals."""
+        if field in self.keys:
+            return self.keys[field] if self.keys[field] in available else None
+        return first_of(self.names(field), available)
+
     def sign(self, field: str) -> float:
         return -1.0 if field in self.negative else 1.0
 
@@ -55,6 +61,16 @@ class Declared:
     def properties(self) -> dict[str, str]:
         """Property name -> its name in the file."""
         return {field[9:]: key for field, key in self.keys.items() if field.startswith("property:")}
+
+
+def first_of(names: Sequence[str], available: Collection[str]) -> str | None:
+    """The first of ``names`` that is there, else the only one there that differs from one of them by capitals alone."""
+    exact = next((name for name in names if name in available), None)
+    if exact is not None:
+        return exact
+    words = {name.lower() for name in names if len(name) > 1}  # single letters mean one thing in capitals and another without
+    alike = [name for name in available if str(name).lower() in words]
+    return alike[0] if len(alike) == 1 else None
 
 
 def declared(options: Mapping[str, Any], unread: Sequence[str] = ()) -> Declared:

@@ -88,9 +88,9 @@ def _renamed(path: Path, arrays: Mapping[str, np.ndarray], mapping: Declared) ->
         names = mapping.names(field)
         if field in mapping.keys and names[0] not in arrays:
             raise InputError(f"{path} has no array {names[0]!r} (it has: {', '.join(arrays)})")
-        present = [name for name in names if name in arrays]
-        if present:
-            found[field] = arrays[present[0]]
+        key = mapping.key(field, arrays)
+        if key is not None:
+            found[field] = arrays[key]
     for field in ("numbers", "positions"):
         if field not in found:
             has = f"{path} has no array {' or '.join(mapping.names(field))} (it has: {', '.join(arrays)})"

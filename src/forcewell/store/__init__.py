@@ -34,7 +34,8 @@ def open_data(path: str | os.PathLike[str], **options: Any) -> Dataset:
     """A store folder memory-mapped; an extended XYZ file or an .npz (MD17, rMD17, QM9, QM7-X or generic layout) in memory.
 
     options: as of the source's ``read``, e.g. ``energy_unit="kcal/mol"`` for a generic .npz; stores take none.
-    Raises InputError where there is nothing at ``path``, it is none of these, or its structures cannot be (``Block.validate``).
+    Raises InputError where there is nothing at ``path``, it is none of these, its unit can only be guessed, or its structures
+    cannot be (``Block.validate``).
     """
     path = Path(path)
     if path.is_dir():
@@ -43,7 +44,7 @@ def open_data(path: str | os.PathLike[str], **options: Any) -> Dataset:
         return Store(path)
     if not path.exists():
         raise InputError(f"{path} does not exist; give a store, an extended XYZ file or an .npz file")
-    return MemoryData(_validated(SOURCES[layout_of(path)].read([path], **options), path), name=str(path))
+    return MemoryData(_validated(SOURCES[layout_of(path, options)].read([path], **options), path), name=str(path))
 
 
 def _validated(blocks: Iterator[Block], path: Path) -> Iterator[Block]:
