@@ -170,7 +170,7 @@ def convert(
     checkpoint
         A file written with torch.save (.pt, .pth or .ckpt).
     out
-        Model file to write.
+        Model file to write; must be new.
     changes
         A setting of the checkpoint's model by its published name, where the file does not store it, e.g. num_heads=8.
     level
