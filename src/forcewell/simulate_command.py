@@ -12,6 +12,7 @@ from cyclopts import Parameter, Token
 
 from forcewell.display import say
 from forcewell.errors import InputError
+from forcewell.process import check_device
 from forcewell.system import Block, System
 
 
@@ -160,21 +161,6 @@ def read_reference(path: Path, system: System) -> Block:
     if len(rows) == 0:
         raise InputError(f"{path}: holds no frame with {len(system)} atoms, as the structure has")
     return data.block(rows)
-
-
-def check_device(name: str) -> str:
-    """The device's name, if it is there; a GPU becomes the current one, on which graphs and kernels run. Raises InputError where not."""
-    import torch
-
-    try:
-        if torch.device(name).type not in ("cpu", "cuda"):
-            raise RuntimeError("a model runs on cpu or cuda")
-        torch.empty(0, device=name, dtype=torch.float64)
-        if torch.device(name).type == "cuda":
-            torch.cuda.set_device(torch.device(name))
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise InputError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
-    return name
 
 
 def _first_of_npz(path: Path) -> System:
