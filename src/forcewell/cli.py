@@ -58,7 +58,8 @@ def pretrain(config: str, *, out: Path = Path("runs/pretrain"), changes: Changes
     Parameters
     ----------
     config
-        A YAML file, or the name of a recipe (et-oreo, et-oreo-faithful, et-ore, quickstart).
+        A YAML file, or the name of a recipe (et-oreo, et-oreo-faithful, et-ore, quickstart). Another name, such as "list",
+        prints the names of all recipes.
     out
         Run folder; holds config.yaml, log.jsonl, model.safetensors (best so far) and state/.
     """
@@ -93,19 +94,21 @@ def fit_scales(config: str, *, out: Path = Path("fitted.safetensors"), changes: 
 def finetune(
     config: str,
     *,
-    from_: Annotated[Path, Parameter(name="--from", help="Model file to start from.")],
+    from_: Annotated[Path, Parameter(name="--from", help="Model file to start from, or the name of a model in the package.")],
     out: Path = Path("runs/finetune"),
     changes: Changes = None,
     resume: Resume = False,
 ) -> None:
     """Continue a model on new data.
 
+    Example: forcewell finetune forces --from forcewell-small --set data=my.xyz --out runs/mine
+
     Example: forcewell finetune quickstart-finetune --from runs/et-oreo/model.safetensors --set data=my.xyz --out runs/mine
 
     Parameters
     ----------
     config
-        A YAML file, or the name of a recipe (quickstart-finetune).
+        A YAML file, or the name of a recipe (forces: energies and forces of your data; quickstart-finetune).
     out
         Run folder.
     """
