@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import multiprocessing
+import pickle
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
 import ase
 import ase.build
 import numpy as np
@@ -12,6 +20,7 @@ from analytic import ETHANOL, WATER, MorseNetwork
 import forcewell.integrators as integrators
 from forcewell.ase_calculator import calculator
 from forcewell.batch import Batch
+from forcewell.checkpoint import save_model
 from forcewell.errors import InputError
 from forcewell.potential import Potential
 
@@ -104,6 +113,48 @@ def test_refusals(potential: Potential) -> None:
         calculator(potential, dtype="float16")
     with pytest.raises(InputError, match="level of theory"):
         calculator(potential, level="hf")
+
+
+def test_a_model_by_name_or_path(potential: Potential, tmp_path: Path) -> None:
+    atoms = WATER.to_atoms()
+    save_model(tmp_path / "model.safetensors", potential)
+    energies = []
+    for given in (potential, tmp_path / "model.safetensors", str(tmp_path / "model.safetensors")):
+        atoms.calc = calculator(given)
+        energies.append(atoms.get_potential_energy())
+    assert energies[0] == energies[1] == energies[2]
+    atoms.calc = calculator("forcewell-small")
+    assert np.isfinite(atoms.get_forces()).all()
+    with pytest.raises(InputError, match="no-such-model"):
+        calculator("no-such-model")
+    with pytest.raises(InputError, match="takes a potential, a model file or a model's name, not int"):
+        calculator(3)
+    with pytest.raises(InputError, match=r"device 'cuda:99' cannot be used here \(.*\); try cpu"):
+        calculator(potential, device="cuda:99")
+
+
+@pytest.mark.parametrize("copied", [lambda thing: pickle.loads(pickle.dumps(thing)), copy.deepcopy])
+def test_copies_and_pickles(copied: Callable[[Any], Any], potential: Potential) -> None:
+    """Also after the compiled kernels were used, which are addresses in this process."""
+    atoms = ETHANOL.to_atoms()
+    before = potential.predict([atoms])
+    after = copied(potential).predict([atoms])
+    assert np.array_equal(before["energy"], after["energy"]) and np.array_equal(before["forces"][0], after["forces"][0])
+    for dtype in ("float32", "float64"):
+        atoms.calc = calculator(potential, dtype=dtype)
+        energy, again = atoms.get_potential_energy(), ETHANOL.to_atoms()
+        again.calc = copied(atoms.calc)
+        again.calc.reset()
+        assert again.get_potential_energy() == energy
+        again.positions[0, 0] += 0.01
+        assert again.get_potential_energy() != energy == atoms.get_potential_energy()
+
+
+def test_other_processes_compute(potential: Potential) -> None:
+    atoms = WATER.to_atoms()
+    atoms.calc = calculator(potential)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(ase.Atoms.get_potential_energy, atoms).result() == atoms.get_potential_energy()
 
 
 def test_level_chooses_the_energy_zero() -> None:

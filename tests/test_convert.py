@@ -344,3 +344,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     potential = fw.load(tmp_path / "m.safetensors")
     assert potential.levels == ("B3LYP",) and "TorchMD-Net Equivariant Transformer" in out and "m.safetensors" in out
     assert largest_error(potential, arrays) < SOFTENED and settings["vector_cutoff"]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--set", "num_heads=4", "--set", "cutoff_upper=5.0"])
+    assert ended.value.code == 2 and "m.safetensors already exists" in capsys.readouterr().err
+    assert fw.load(tmp_path / "m.safetensors").levels == ("B3LYP",)

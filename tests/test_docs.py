@@ -12,7 +12,9 @@ import torch
 
 from forcewell.checkpoint import save_model
 from forcewell.cli import app, main
+from forcewell.errors import InputError
 from forcewell.potential import Potential
+from forcewell.sources import SOURCES
 from forcewell.training_data import bundled
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,6 +71,22 @@ def test_the_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_every_command_of_the_readme_parses(command: str) -> None:
     words = shlex.split(command)[1:]
     app.parse_args(words, exit_on_error=False, print_error=False)
+
+
+def test_the_number_of_sources() -> None:
+    formats = {"extxyz", "npz", "hdf5", "asedb", "aselmdb"}
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"# {len(SOURCES) - len(formats)} data sets and {len(formats & set(SOURCES))} formats:" in text
+
+
+def test_help_names_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    """How to fine-tune on forces, and how to see all recipes."""
+    app(["finetune", "--help"], result_action="return_none")
+    assert "finetune forces --from forcewell-small" in " ".join(capsys.readouterr().out.split())
+    app(["pretrain", "--help"], result_action="return_none")
+    assert "list" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"there is no recipe 'list'.*frad-qm9.*wang-schnet"):
+        app(["pretrain", "list"], exit_on_error=False, print_error=False)
 
 
 def test_a_command_that_does_not_exist_is_noticed() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import forcewell
 from forcewell.batch import Batch
 from forcewell.errors import InputError
 from forcewell.formal_charges import formal_charges
@@ -239,3 +240,20 @@ def test_settings_are_checked_by_name() -> None:
         encoder("schnet", heads=8)
     with pytest.raises(InputError, match="did you mean 'attention'"):
         encoder("egnn", atention=True)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"cutoff": -1}, "encoder schnet: cutoff: input should be greater than 0, got -1"),
+        ({"layers": "a"}, "encoder schnet: layers: input should be a valid integer, unable to parse string as an integer, got 'a'"),
+        ({"layers": 1.5}, "encoder schnet: layers: input should be a valid integer"),
+        ({"heads": 8}, "encoder schnet: unknown setting 'heads'"),
+    ],
+)
+def test_values_of_settings_in_python(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        forcewell.encoder("schnet", **wrong)
+    assert str(caught.value).startswith(said)
+    small = forcewell.encoder("schnet", channels=8, layers=1, conditions=1)
+    assert small.channels == 8 and small.conditions == 1

@@ -183,3 +183,11 @@ def test_forces_do_not_depend_on_the_level(tmp_path: Path) -> None:
         succeed("evaluate", MODEL, data, "--level", level, "--json", tmp_path / "errors.json")
         results.append(json.loads((tmp_path / "errors.json").read_text(encoding="utf-8")))
     assert results[0]["force_mae"] == results[1]["force_mae"] and results[0]["level"] != results[1]["level"]
+
+
+def test_bundled_data_by_name() -> None:
+    """In Python and for commands, not in runs alone."""
+    data = fw.open_data("bundled:ethanol-test")
+    assert len(data) == 1000 and data.counts.max() == 9
+    assert "1000 conformations" in succeed("evaluate", MODEL, "bundled:ethanol-test")
+    assert "did you mean 'ethanol'" in refuse("evaluate", MODEL, "bundled:ethanl")

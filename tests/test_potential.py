@@ -242,6 +242,9 @@ def test_level_is_chosen_by_name(potential: Potential) -> None:
     assert first - last == pytest.approx(expected, abs=1e-9)
     with pytest.raises(InputError, match=r"level of theory 'PBE/def2-SPV'; did you mean 'PBE/def2-SVP'\? \(known: PBE"):
         model.predict([molecule("H2O")], level="PBE/def2-SPV")
+    for single in (molecule("H2O"), System.from_atoms(molecule("H2O"))):
+        with pytest.raises(InputError, match=r"predict takes a list of structures, and this is a single one: predict\(\[atoms\]\)"):
+            model.predict(single)  # type: ignore[arg-type]
 
 
 def changed(cell: Any = None, pbc: Any = False, symbols: str = "OH2", positions: Any = None) -> ase.Atoms:

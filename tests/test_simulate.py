@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from analytic import ETHANOL, WATER, MorseNetwork
+from ase.constraints import FixAtoms
 
 import forcewell.simulate as module
 from forcewell import simulate_command
@@ -180,6 +181,8 @@ def test_extending_a_finished_run(tmp_path: Path) -> None:
 
 
 def test_resume_refuses_another_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"run is not a simulation \(no state.safetensors\); start without --resume"):
+        simulate(MorseNetwork(), WATER, out=tmp_path / "run", resume=True, **short())
     simulate(MorseNetwork(), WATER, out=tmp_path / "run", **short())
     with pytest.raises(InputError, match="already exists"):
         simulate(MorseNetwork(), WATER, out=tmp_path / "run", **short())
@@ -213,6 +216,8 @@ def test_damaged_state_is_refused(tmp_path: Path) -> None:
         ({"ensemble": "langevn"}, "did you mean 'langevin'"),
         ({"temperature": -1.0}, "temperature is -1.0 K"),
         ({"temperature": float("nan")}, "temperature is nan K"),
+        ({"temperature": float("inf")}, "temperature is inf K; it must be positive and finite"),
+        ({"time": float("inf")}, "time is inf; it must be positive and finite"),
         ({"time": 0.0}, "time is 0.0"),
         ({"time": 1e-5}, "less than one time step"),
         ({"timestep": 0.0}, "timestep is 0.0"),
@@ -235,6 +240,31 @@ def test_impossible_structures(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message):
             simulate(MorseNetwork(), atoms, out=tmp_path / "run", **short())
         assert not (tmp_path / "run").exists()
+
+
+def test_what_a_simulation_would_pass_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Constraints and heavy hydrogen are refused, in Python and from a file; momenta are told of; standard masses are fine."""
+    held, heavy, usual, moving = (WATER.to_atoms() for _ in range(4))
+    held.set_constraint(FixAtoms([0]))
+    heavy.set_masses([15.999, 2.014, 1.008])
+    usual.set_masses([16.0, 1.008, 1.01])
+    moving.set_velocities(np.full((3, 3), 0.01))
+    for atoms, message in (
+        (held, r"has constraints \(FixAtoms\)"),
+        (heavy, r"atom 1 \(H\) has the mass 2.014, and simulations take the standard 1.008 amu"),
+    ):
+        path = tmp_path / "start.traj"
+        atoms.write(path)
+        with pytest.raises(InputError, match=message):
+            simulate(MorseNetwork(), atoms, out=tmp_path / "run", **short())
+        with pytest.raises(InputError, match=f"start.traj: {message}"):
+            simulate_command.read_structure(path)
+        assert not (tmp_path / "run").exists() and not capsys.readouterr().out
+    for atoms, said in ((usual, ""), (moving, "its momenta are not used; the velocities of a simulation are drawn anew")):
+        atoms.write(tmp_path / "start.traj")
+        assert np.array_equal(simulate_command.read_structure(tmp_path / "start.traj").positions, atoms.positions)
+        printed = capsys.readouterr().out
+        assert said in printed and bool(printed) == bool(said)
 
 
 def test_command_reads_structures(tmp_path: Path) -> None:
@@ -281,6 +311,18 @@ def test_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "bond O-H of atoms 0 and" in printed
     with pytest.raises(InputError, match="add --resume"):
         simulate_command.simulate(Path("model"), tmp_path / "water.xyz", temperature=500.0, time=0.1, out=tmp_path / "md")
+    for change, message in (
+        ({"temperature": float("nan")}, "temperature is nan K"),
+        ({"replicas": 0}, "replicas is 0"),
+        ({"time": -1.0}, "time is -1.0"),
+        ({"timestep": 0.0}, "timestep is 0.0"),
+        ({"level": "hf"}, "not in tuple"),  # the analytic model's own words
+        ({"resume": True}, r"new is not a simulation \(no state.safetensors\); start without --resume"),
+    ):
+        wrong: dict[str, Any] = {"temperature": 500.0, "time": 0.1, "out": tmp_path / "new", **change}
+        with pytest.raises(ValueError, match=message):
+            simulate_command.simulate(Path("model"), tmp_path / "water.xyz", **wrong)
+        assert not capsys.readouterr().out, "announced before it was checked"
 
 
 def test_the_model_is_left_alone(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 import sys
 from collections import defaultdict
 from importlib.resources import files
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import command
+from tiny_runs import command, refuse, succeed
 
 from forcewell.errors import InputError
 from forcewell.leakage import molecules
@@ -174,10 +175,10 @@ def test_by_size_and_by_element(qm7x: Dataset) -> None:
 
 
 def test_every_method_from_the_command_line(tmp_path: Path) -> None:
-    file, out = BUNDLED / "qm7x_hand.npz", tmp_path / "s.json"
+    file = BUNDLED / "qm7x_hand.npz"
     methods = ("molecule", "time", "random", "size --largest 18", "element --elements S,Cl", "leave-one-out --leave qm7x/0")
     for words in (*methods, "random --counts 1600,200,rest"):
-        name = open_data(file).column("molecule")[0]
+        name, out = open_data(file).column("molecule")[0], tmp_path / f"{words}.json"
         done = command("data", "split", file, "--method", *words.replace("qm7x/0", name).split(), "--out", out)
         assert done.code == 0, done.err
         content = json.loads(out.read_text())
@@ -189,11 +190,30 @@ def test_every_method_from_the_command_line(tmp_path: Path) -> None:
         "element --elements Xx": "needs --elements with symbols",
         "leave-one-out": "would write 200 files",
         "random --fractions a": "numbers separated by commas",
+        "random --fractions 0.5": "makes 1 part(s) of 0.5 in all; give two or more that add up to 1",
+        "random --fractions 1": "makes 1 part(s) of 1 in all",
+        "random --fractions 0.8,0.1": "makes 2 part(s) of 0.9 in all",
+        "random --fractions train=0.8,holdout=0.3": "makes 2 part(s) of 1.1 in all",
+        "random --fractions nan,0.5": "of nan in all",
         "time --counts 9,1": "--counts is for --method random",
     }.items():
         done = command("data", "split", file, "--method", *words.split(), "--out", tmp_path / "never.json")
         assert done.code == 2 and message in done.err, done.err
     assert not (tmp_path / "never.json").exists()
+
+
+def test_another_split_is_never_replaced(tmp_path: Path) -> None:
+    """The same again is fine; other content is refused before anything is written, unless --out names another file."""
+    words = ("data", "split", shutil.copy(BUNDLED / "qm7x_hand.npz", tmp_path / "data.npz"), "--method", "random")
+    succeed(*words)
+    before = (tmp_path / "split-random.json").read_bytes()
+    succeed(*words)
+    said = refuse(*words, "--fractions", "0.5,0.5")
+    assert "split-random.json already exists and is not this split; name another with --out" in said
+    assert (tmp_path / "split-random.json").read_bytes() == before
+    succeed(*words, "--fractions", "0.5,0.5", "--out", tmp_path / "half.json")
+    assert {len(rows) for rows in json.loads((tmp_path / "half.json").read_text())["parts"].values()} == {1000}
+    assert "already exists" in refuse(*words, "--out", tmp_path)  # a folder
 
 
 def test_identifiers_of_one_molecule_stay_together(minima: Block, ethanol: dict[str, Block]) -> None:

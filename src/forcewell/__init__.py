@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from forcewell.ase_calculator import calculator
     from forcewell.batch import Batch
     from forcewell.checkpoint import load
+    from forcewell.config import encoder
     from forcewell.errors import InputError
-    from forcewell.nn import encoder
     from forcewell.potential import Potential
     from forcewell.store import Store, open_data
     from forcewell.system import Block, System
@@ -30,7 +30,7 @@ _HOME = {
     "Store": "store",
     "System": "system",
     "calculator": "ase_calculator",
-    "encoder": "nn",
+    "encoder": "config",
     "load": "checkpoint",
     "open_data": "store",
 }

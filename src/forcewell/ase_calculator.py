@@ -3,71 +3,84 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+import os
+from typing import Any
 
 import numpy as np
 import torch
+from ase.calculators.calculator import Calculator, all_changes
 
 from forcewell.batch import Batch
 from forcewell.charge_spin import charge_and_spin
+from forcewell.checkpoint import load
 from forcewell.errors import InputError
+from forcewell.process import check_device
 from forcewell.system import System, block_of, initial_of
-
-if TYPE_CHECKING:
-    from ase.calculators.calculator import Calculator
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
-def calculator(potential: Any, device: str = "cpu", dtype: str = "float64", level: str | None = None) -> Calculator:
+class PotentialCalculator(Calculator):
+    """What ``calculator`` makes; it can be pickled, e.g. for multiprocessing.
+
+    model: its own, on its device and in its dtype. index: of the level of theory.
+    """
+
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 (ASE's own form)
+
+    def __init__(self, model: Any, index: int) -> None:
+        super().__init__()
+        self.model, self.index = model, index
+        self.batch: Batch | None = None
+        self.state: dict[str, int] | None = None  # charge and spin of the batch
+
+    def calculate(self, atoms: Any = None, properties: Any = ("energy",), system_changes: Any = all_changes) -> None:
+        """See ASE. Raises InputError for elements the model never saw, and for stress of what is not periodic."""
+        super().calculate(atoms, properties, system_changes)
+        from ase.stress import full_3x3_to_voigt_6_stress
+
+        assert self.atoms is not None
+        stress = "stress" in properties
+        if stress and not self.atoms.pbc.all():
+            raise InputError("stress needs atoms that are periodic in all three directions")
+        batch = self._prepare(system_changes)
+        out = self.model(batch, forces=True, stress=stress)
+        energy = float(self.model.total_energy(out, batch)[0])
+        self.results = {"energy": energy, "free_energy": energy, "forces": out.forces.detach().cpu().double().numpy()}
+        if stress:
+            self.results["stress"] = full_3x3_to_voigt_6_stress(np.asarray(out.stress[0].detach().cpu().double()))
+
+    def _prepare(self, changes: Any) -> Batch:
+        """The atoms as a batch. Where they only moved (a step of MD), the last one with new positions: 0.5 ms cheaper."""
+        atoms: Any = self.atoms
+        state = charge_and_spin(atoms.info, *initial_of(atoms), "ase.Atoms")
+        if self.batch is not None and list(changes) == ["positions"] and state == self.state and np.isfinite(atoms.positions).all():
+            self.batch.positions = torch.from_numpy(atoms.positions.copy()).to(self.batch.positions)
+            return self.batch
+        bare = atoms.copy()
+        bare.calc = None  # old results are no labels
+        block = block_of([System.from_atoms(bare)])
+        block.validate()
+        self.model.check_elements(block.arrays["numbers"])
+        self.batch = Batch.from_block(block, dtype=self.model.dtype, level=self.index).to(self.model.device)
+        self.state = state
+        return self.batch
+
+
+def calculator(potential: Any, device: str = "cpu", dtype: str = "float64", level: str | None = None) -> PotentialCalculator:
     """An ASE calculator with energy (eV, references included), forces (eV/Å) and, for periodic atoms, stress (eV/Å³).
 
-    It works on a copy of the potential, on ``device`` and in ``dtype``. The default is float64: geometry optimisers and
-    finite differences need it, and for one molecule it costs little. level: level of theory of the energies, None for the
-    model's last. Charge and spin are those of ``System.from_atoms``. Raises InputError for elements the model never saw.
+    potential: a Potential, or the path of a model file or the name of a model in the package. It works on a copy of it, on
+    ``device`` and in ``dtype``. The default is float64: geometry optimisers and finite differences need it, and for one
+    molecule it costs little. level: level of theory of the energies, None for the model's last. Charge and spin are those
+    of ``System.from_atoms``. Raises InputError for a model that cannot be read, an unknown dtype or level, and a device that
+    is not there; computing does for elements the model never saw.
     """
-    from ase.calculators.calculator import Calculator, all_changes
-
     if dtype not in DTYPES:
         raise InputError(f"unknown dtype {dtype!r} (known: {', '.join(DTYPES)})")
-    model = copy.deepcopy(potential).to(device=device, dtype=DTYPES[dtype]).eval().requires_grad_(False)
-    index = model.level_index(level)
-
-    class PotentialCalculator(Calculator):
-        """See ``forcewell.ase_calculator``."""
-
-        implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 (ASE's own form)
-        batch: Batch | None = None
-        state: dict[str, int] | None = None  # charge and spin of the batch
-
-        def calculate(self, atoms: Any = None, properties: Any = ("energy",), system_changes: Any = all_changes) -> None:
-            super().calculate(atoms, properties, system_changes)
-            from ase.stress import full_3x3_to_voigt_6_stress
-
-            assert self.atoms is not None
-            stress = "stress" in properties
-            if stress and not self.atoms.pbc.all():
-                raise InputError("stress needs atoms that are periodic in all three directions")
-            batch = self._prepare(system_changes)
-            out = model(batch, forces=True, stress=stress)
-            energy = float(model.total_energy(out, batch)[0])
-            self.results = {"energy": energy, "free_energy": energy, "forces": out.forces.detach().cpu().double().numpy()}
-            if stress:
-                self.results["stress"] = full_3x3_to_voigt_6_stress(np.asarray(out.stress[0].detach().cpu().double()))
-
-        def _prepare(self, changes: Any) -> Batch:
-            """The atoms as a batch. Where they only moved (a step of MD), the last one with new positions: 0.5 ms cheaper."""
-            atoms: Any = self.atoms
-            state = charge_and_spin(atoms.info, *initial_of(atoms), "ase.Atoms")
-            if self.batch is not None and list(changes) == ["positions"] and state == self.state and np.isfinite(atoms.positions).all():
-                self.batch.positions = torch.from_numpy(atoms.positions.copy()).to(self.batch.positions)
-                return self.batch
-            bare = atoms.copy()
-            bare.calc = None  # old results are no labels
-            block = block_of([System.from_atoms(bare)])
-            block.validate()
-            model.check_elements(block.arrays["numbers"])
-            self.batch, self.state = Batch.from_block(block, dtype=model.dtype, level=index).to(model.device), state
-            return self.batch
-
-    return PotentialCalculator()
+    if isinstance(potential, str | os.PathLike):
+        potential = load(os.fspath(potential))
+    if not isinstance(potential, torch.nn.Module):
+        raise InputError(f"calculator takes a potential, a model file or a model's name, not {type(potential).__name__}")
+    model: Any = copy.deepcopy(potential).to(device=check_device(device), dtype=DTYPES[dtype]).eval().requires_grad_(False)
+    return PotentialCalculator(model, model.level_index(level))

@@ -58,7 +58,8 @@ def pretrain(config: str, *, out: Path = Path("runs/pretrain"), changes: Changes
     Parameters
     ----------
     config
-        A YAML file, or the name of a recipe (et-oreo, et-oreo-faithful, et-ore, quickstart).
+        A YAML file, or the name of a recipe (et-oreo, et-oreo-faithful, et-ore, quickstart). Another name, such as "list",
+        prints the names of all recipes.
     out
         Run folder; holds config.yaml, log.jsonl, model.safetensors (best so far) and state/.
     """
@@ -93,19 +94,21 @@ def fit_scales(config: str, *, out: Path = Path("fitted.safetensors"), changes: 
 def finetune(
     config: str,
     *,
-    from_: Annotated[Path, Parameter(name="--from", help="Model file, or run folder, to start from.")],
+    from_: Annotated[Path, Parameter(name="--from", help="Model file or run folder to start from, or the name of a model in the package.")],
     out: Path = Path("runs/finetune"),
     changes: Changes = None,
     resume: Resume = False,
 ) -> None:
     """Continue a model on new data.
 
+    Example: forcewell finetune forces --from forcewell-small --set data=my.xyz --out runs/mine
+
     Example: forcewell finetune quickstart-finetune --from runs/et-oreo/model.safetensors --set data=my.xyz --out runs/mine
 
     Parameters
     ----------
     config
-        A YAML file, or the name of a recipe (quickstart-finetune).
+        A YAML file, or the name of a recipe (forces: energies and forces of your data; quickstart-finetune).
     out
         Run folder.
     """
@@ -170,7 +173,7 @@ def convert(
     checkpoint
         A file written with torch.save (.pt, .pth or .ckpt).
     out
-        Model file to write.
+        Model file to write; must be new.
     changes
         A setting of the checkpoint's model by its published name, where the file does not store it, e.g. num_heads=8.
     level

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
 
+from forcewell import nn
 from forcewell.errors import InputError
 from forcewell.fields import ELEMENTS
 from forcewell.nn import ENCODERS, encoder_settings
@@ -63,6 +64,25 @@ def encoder_config(settings: Mapping[str, Any]) -> _Section:
     """The section of an encoder's settings, such as those in a model file; what is not a user's to set is left out."""
     given = {key: value for key, value in settings.items() if key not in _DECIDED}
     return ENCODER_SECTIONS[given.get("name", "equivariant-transformer")](**given)
+
+
+def encoder(name: str, **settings: Any) -> nn.Encoder:
+    """``nn.encoder`` with values that are checked as those of a configuration are.
+
+    Raises InputError for an unknown name or setting, and for a value of another type or out of range.
+
+    >>> encoder("schnet", channels=16, layers=2, radial=8).channels
+    16
+    """
+    known = encoder_settings(name)
+    given = {key: value for key, value in settings.items() if key in known and key not in _DECIDED}
+    try:
+        checked = ENCODER_SECTIONS[name](**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        said = first["msg"][0].lower() + first["msg"][1:]
+        raise InputError(f"encoder {name}: {'.'.join(map(str, first['loc']))}: {said}, got {first['input']!r}") from None
+    return nn.encoder(name, **{**settings, **{key: getattr(checked, key) for key in given}})
 
 
 class HeadConfig(_Section):

@@ -137,7 +137,9 @@ def convert(
 
 
 def convert_file(checkpoint: Path, out: Path, **options: Any) -> Converted:
-    """Converts and writes a model file (``out``); see ``convert``."""
+    """Converts and writes a model file (``out``); see ``convert``. Raises InputError where ``out`` exists, too."""
+    if out.exists():
+        raise InputError(f"{out} already exists; choose another name or remove it")
     converted = convert(checkpoint, **options)
     save_model(out, converted.potential, converted=converted.details)
     return converted

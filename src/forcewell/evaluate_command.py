@@ -12,7 +12,7 @@ from forcewell.display import Counting, say
 from forcewell.evaluate.errors import evaluate
 from forcewell.files import write_bytes
 from forcewell.overlap import geometry_hashes, overlap, overlap_lines
-from forcewell.simulate_command import check_device
+from forcewell.process import check_device
 from forcewell.split import Split
 from forcewell.store import open_data
 

@@ -98,9 +98,6 @@ class Fused:
         if getattr(self, "handle", None):
             self.functions.forcewell_destroy(self.handle)
 
-    def __deepcopy__(self, memo: Any) -> None:
-        """A copied potential makes kernels of its own when it first needs them."""
-
     def __call__(self, batch: Batch, differentiable: bool) -> tuple[Tensor, Tensor]:
         """Energy of each atom (N,), eV, and forces (N, 3), eV/Å; ``differentiable`` by parameters, not by positions."""
         with torch.set_grad_enabled(differentiable):

@@ -93,6 +93,10 @@ class Potential(nn.Module):
         self.step_path: Callable[[Batch, Mapping[str, bool], bool], Prediction | None] | None = None
         self.precision: Precision = "float32"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copies: the kernels are addresses in this process, and made again when they are needed."""
+        return {**self.__dict__, "_fused": None}
+
     def _property_head(self, head: dict[str, Any]) -> nn.Module:
         default = "equivariant" if "vectors" in self.encoder.provides else "pooled"
         described = head["properties"] = {**head["properties"], "pool": head["properties"].get("pool") or default}
@@ -292,6 +296,8 @@ class Potential(nn.Module):
         that was trained on properties, ``"properties": {name: (M,)}``.
         Raises InputError for unusable structures, unseen elements or an unknown level.
         """
+        if isinstance(systems, System) or hasattr(systems, "numbers"):  # ase.Atoms are a sequence, of atoms
+            raise InputError("predict takes a list of structures, and this is a single one: predict([atoms])")
         converted = [entry if isinstance(entry, System) else System.from_atoms(entry) for entry in systems]
         index = self.level_index(level)
         if converted:

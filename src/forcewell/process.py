@@ -4,6 +4,8 @@ import ctypes
 import signal
 import sys
 
+from forcewell.errors import InputError
+
 
 def keep_memory() -> bool:
     """Tells glibc to keep freed memory and to serve large blocks from it; True where that took effect.
@@ -26,3 +28,18 @@ def end_with_parent() -> None:
     if sys.platform.startswith("linux"):
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+
+
+def check_device(name: str) -> str:
+    """The device's name, if it is there; a GPU becomes the current one, on which graphs and kernels run. Raises InputError where not."""
+    import torch
+
+    try:
+        if torch.device(name).type not in ("cpu", "cuda"):
+            raise RuntimeError("a model runs on cpu or cuda")
+        torch.empty(0, device=name, dtype=torch.float64)
+        if torch.device(name).type == "cuda":
+            torch.cuda.set_device(torch.device(name))
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise InputError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
+    return name

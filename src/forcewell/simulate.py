@@ -79,11 +79,11 @@ def simulate(
 
     Writes to the folder ``out``: ``replica-000.xyz`` ..., ``log.jsonl``, ``state.safetensors``, ``summary.json``. With
     ``resume`` a run that was killed goes on from its last saved state, on the CPU (same thread count) to the same bits; a
-    longer ``time`` extends it. Raises InputError for impossible settings, structures or an existing ``out``.
+    longer ``time`` extends it. Raises InputError for impossible settings, structures (``start_of``) or folders.
     """
     given = systems if isinstance(systems, Sequence) else [systems]
-    converted = [entry if isinstance(entry, System) else System.from_atoms(entry) for entry in given]
-    steps = _check(temperature, time, timestep, ensemble, replicas, relaxation, record_every)
+    converted = [entry if isinstance(entry, System) else start_of(entry) for entry in given]
+    steps = check_settings(temperature, time, timestep, ensemble, replicas, relaxation, record_every)
     if not converted:
         raise InputError("no structure to simulate")
     block = block_of(converted)
@@ -111,16 +111,37 @@ def simulate(
     return run.finish(steps, *run.go(steps, progress), reference)
 
 
-def _check(temperature: float, time: float, timestep: float, ensemble: str, replicas: int, relaxation: float, record_every: int) -> int:
+def start_of(atoms: ase.Atoms, where: str = "structure") -> System:
+    """A start structure. Its momenta are not used: velocities are drawn.
+
+    Raises InputError, naming ``where``, for what would be passed over: constraints, and masses more than 1 % off the standard ones.
+    """
+    from ase.data import atomic_masses
+
+    if atoms.constraints:
+        kinds = ", ".join(sorted({type(constraint).__name__ for constraint in atoms.constraints}))
+        raise InputError(f"{where}: has constraints ({kinds}), and every atom moves in a simulation; remove them")
+    masses, standard = atoms.get_masses(), atomic_masses[atoms.numbers]
+    for atom in np.flatnonzero(~(np.abs(masses - standard) <= 0.01 * standard))[:1]:
+        raise InputError(
+            f"{where}: atom {atom} ({atoms.symbols[atom]}) has the mass {masses[atom]:g}, and simulations take the standard "
+            f"{standard[atom]:g} amu; remove the masses"
+        )
+    return System.from_atoms(atoms)
+
+
+def check_settings(
+    temperature: float, time: float, timestep: float, ensemble: str, replicas: int, relaxation: float = 100.0, record_every: int = 100
+) -> int:
     """Number of steps. Raises InputError for a setting that makes no sense."""
     if ensemble not in ENSEMBLES:
         raise InputError(f"unknown ensemble {ensemble!r}{nearest(ensemble, ENSEMBLES)} (known: {', '.join(ENSEMBLES)})")
     positive = {"time": time, "timestep": timestep, "relaxation": relaxation, "replicas": replicas, "record_every": record_every}
     for name, value in positive.items():
         if not (math.isfinite(value) and value > 0):
-            raise InputError(f"{name} is {value}; it must be positive")
+            raise InputError(f"{name} is {value}; it must be positive and finite")
     if not (math.isfinite(temperature) and (temperature > 0 or (temperature == 0 and ensemble == "nve"))):
-        raise InputError(f"temperature is {temperature} K; it must be positive")
+        raise InputError(f"temperature is {temperature} K; it must be positive and finite")
     steps = round(time * 1000 / timestep)
     if steps < 1:
         raise InputError(f"time is {time} ps, less than one time step of {timestep} fs")
@@ -153,6 +174,8 @@ class _Run:
         settings = self.settings
         if self.folder.exists() and not resume:
             raise InputError(f"{self.folder}: already exists; resume it, or name another folder to write to")
+        if resume and not self.folder.exists():
+            raise InputError(f"{self.folder} is not a simulation (no {STATE}); start without --resume")
         if self.folder.exists() and not (self.folder / STATE).exists():
             missing = self.folder / STATE
             raise InputError(f"{missing} does not exist: nothing was saved before it stopped; delete the folder and start again")

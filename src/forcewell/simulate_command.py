@@ -12,6 +12,7 @@ from cyclopts import Parameter, Token
 
 from forcewell.display import say
 from forcewell.errors import InputError
+from forcewell.process import check_device
 from forcewell.system import Block, System
 
 
@@ -52,26 +53,27 @@ def simulate(
 ) -> None:
     """Molecular dynamics of one structure, in one or many replicas at once.
 
+    Writes to the folder a frame every 100 steps and its last one (replica-000.xyz, ... with forces), log.jsonl and summary.json.
+
     Example: forcewell simulate model.safetensors ethanol.xyz --temperature 500 --time 300 --replicas 8 --out md
     """
     from forcewell.checkpoint import load
+    from forcewell.simulate import check_settings
     from forcewell.simulate import simulate as run
 
-    if out.exists() and not resume:
-        raise InputError(f"{out}: already exists; add --resume to go on with it, or give another --out")
+    check_settings(temperature, time, timestep, ensemble, replicas)
+    _check_folder(out, resume)
     start = read_structure(structure, charge, spin)
     frames = None if reference is None else read_reference(reference, start)
     potential = load(model).to(check_device(device))
+    potential.level_index(level)
     potential.check_electrons(int(start.get("charge")), int(start.get("spin")))
     if precision == "tf32" and potential.device.type == "cpu":
         raise InputError("--precision tf32 is of GPUs; on the CPU there are float32 and bfloat16")
     potential.precision = precision
-    step = ", each step one CUDA graph" if potential.device.type == "cuda" else ""
-    freedom = 3 * len(start) - 3 if len(start) > 1 else 3
-    doing = "going on with" if resume and out.exists() else "writing to"
     say(f"{structure}: {len(start)} atoms, {replicas} replica(s), {ensemble} at {temperature:g} K")
-    say(f"{time:g} ps in steps of {timestep:g} fs, {doing} {out}/")
-    say(f"{freedom} degrees of freedom (no net momentum); energies and forces by {potential.path}{step}")
+    say(f"{time:g} ps in steps of {timestep:g} fs, {'going on with' if resume else 'writing to'} {out}/")
+    say(_how(potential, len(start)))
     result = run(
         potential,
         start,
@@ -89,6 +91,21 @@ def simulate(
     )
     for line in describe(result.summary):
         say(line)
+
+
+def _check_folder(out: Path, resume: bool) -> None:
+    from forcewell.simulate import STATE
+
+    if out.exists() and not resume:
+        raise InputError(f"{out}: already exists; add --resume to go on with it, or give another --out")
+    if resume and not out.exists():
+        raise InputError(f"{out} is not a simulation (no {STATE}); start without --resume")
+
+
+def _how(potential: Any, atoms: int) -> str:
+    step = ", each step one CUDA graph" if potential.device.type == "cuda" else ""
+    freedom = 3 * atoms - 3 if atoms > 1 else 3
+    return f"{freedom} degrees of freedom (no net momentum); energies and forces by {potential.path}{step}"
 
 
 def describe(summary: dict[str, Any]) -> list[str]:
@@ -118,9 +135,9 @@ def describe(summary: dict[str, Any]) -> list[str]:
 
 
 def read_structure(path: Path, charge: int | None = None, spin: int | None = None) -> System:
-    """The first frame of a file, with charge and spin multiplicity where given.
+    """The first frame of a file, with charge and spin multiplicity where given; says so where it has momenta, which are not used.
 
-    Raises InputError where it is absent, unreadable, or no sane structure.
+    Raises InputError where it is absent, unreadable, no sane structure, or has constraints or masses (``simulate.start_of``).
     """
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "no such file"
@@ -147,21 +164,6 @@ def read_reference(path: Path, system: System) -> Block:
     return data.block(rows)
 
 
-def check_device(name: str) -> str:
-    """The device's name, if it is there; a GPU becomes the current one, on which graphs and kernels run. Raises InputError where not."""
-    import torch
-
-    try:
-        if torch.device(name).type not in ("cpu", "cuda"):
-            raise RuntimeError("a model runs on cpu or cuda")
-        torch.empty(0, device=name, dtype=torch.float64)
-        if torch.device(name).type == "cuda":
-            torch.cuda.set_device(torch.device(name))
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise InputError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
-    return name
-
-
 def _first_of_npz(path: Path) -> System:
     try:
         with np.load(path, allow_pickle=False) as data:
@@ -176,10 +178,15 @@ def _first_of_npz(path: Path) -> System:
 def _first_of_ase(path: Path) -> System:
     import ase.io
 
+    from forcewell.simulate import start_of
+
     try:
         atoms = ase.io.read(path, index=0)
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]
         raise InputError(f"{path}: ASE cannot read it ({type(error).__name__}: {first}); is the suffix right?") from None
     atoms.calc = None  # type: ignore[union-attr]
-    return System.from_atoms(atoms)  # type: ignore[arg-type]
+    start = start_of(atoms, str(path))  # type: ignore[arg-type]
+    if atoms.has("momenta") and atoms.get_momenta().any():  # type: ignore[union-attr]
+        say(f"{path}: its momenta are not used; the velocities of a simulation are drawn anew (--seed)")
+    return start

@@ -52,7 +52,10 @@ class Split:
 
     def save(self, path: str | os.PathLike[str], accepted: Sequence[Leak] = ()) -> None:
         """Writes JSON, atomically. accepted: leaks against the method that whoever made the split knows of and wants."""
-        path = Path(path)
+        write_bytes(Path(path), self.content(accepted))
+
+    def content(self, accepted: Sequence[Leak] = ()) -> bytes:
+        """The JSON that ``save`` writes; the same split has the same bytes."""
         content = {
             "format": "forcewell-split",
             "version": 1,
@@ -63,7 +66,7 @@ class Split:
             "accepted_leaks": [{"kind": leak.kind, "parts": leak.parts, "number": leak.number} for leak in accepted],
             "parts": {name: rows.tolist() for name, rows in self.parts.items()},
         }
-        write_bytes(path, json.dumps(content).encode())
+        return json.dumps(content).encode()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], dataset: Dataset, *, leaky: bool = False) -> Split:

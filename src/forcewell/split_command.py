@@ -84,7 +84,7 @@ def split_command(
         molecule: a molecule stays whole. time: stretches of a trajectory. random: single conformations. scaffold,
         balanced-scaffold: by Bemis-Murcko scaffold. leave-one-out, size, element: test on what training never sees.
     fractions
-        Of train, validation, test; or with names: train=0.9,holdout=0.1. Not for leave-one-out, size and element.
+        Of train, validation, test, 1 in all; or with names: train=0.9,holdout=0.1. Not for leave-one-out, size and element.
     counts
         With --method random, instead of fractions: so many conformations; rest stands for those that are left.
     blocks
@@ -94,7 +94,8 @@ def split_command(
     seed
         Of the random choice.
     out
-        Default: split-METHOD.json in the store, or beside the file. A folder where several are written.
+        Default: split-METHOD.json in the store, or beside the file. A folder where several are written. Another split that
+        is there is never replaced.
     allow_leaks
         Save also a split whose parts share what the method rules out.
     """
@@ -179,23 +180,32 @@ def _unlike(dataset: Dataset, method: str, held: Held, seed: int) -> Split:
 
 
 def _save(made: Mapping[tuple[Path, str], Split], datasets: Mapping[Path, Dataset], out: Path | None, allow_leaks: bool) -> None:
-    """Checks all of the splits, then writes them; nothing is written where one has a leak that was not allowed."""
+    """Checks all of the splits, then writes them; nothing is written where one has a leak that was not allowed, or would
+    replace another file."""
     found = {key: split.leaks(datasets[key[0]]) for key, split in made.items()}
     wrong = {key: split.ruled_out(found[key]) for key, split in made.items()}
     for (path, _), leaks in wrong.items():
         if leaks and not allow_leaks:
             raise InputError(f"{path}: {leaks[0]}; nothing was written (another seed or method, or --allow-leaks)")
+    targets = {key: _target(*key, out, len(made)) for key in made}
+    for key, target in targets.items():
+        if target.exists() and (target.is_dir() or target.read_bytes() != made[key].content(wrong[key])):
+            raise InputError(f"{target} already exists and is not this split; name another with --out, or remove it")
     for (path, name), split in made.items():
-        target = (path if path.is_dir() else path.parent) / f"split-{name}.json"
-        if out is not None:
-            target = out if len(made) == 1 else out / f"{path.stem}-{name}.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target = targets[path, name]
         split.save(target, accepted=wrong[path, name])
         say(f"{target}: " + ", ".join(f"{part} {len(rows)}" for part, rows in split.parts.items()))
         if split.settings.get("left_out") and isinstance(split.settings["left_out"], int):
             say(f"  {split.settings['left_out']} conformations without a SMILES that can be read are in no part")
         for leak in found[path, name]:
             say(f"  {'leak, allowed' if leak in wrong[path, name] else 'note'}: {leak}")
+
+
+def _target(path: Path, name: str, out: Path | None, number: int) -> Path:
+    """Where the split ``name`` of the data at ``path`` is written, one of ``number``."""
+    if out is None:
+        return (path if path.is_dir() else path.parent) / f"split-{name}.json"
+    return out if number == 1 else out / f"{path.stem}-{name}.json"
 
 
 def pairs(words: Sequence[str]) -> dict[str, str]:
@@ -210,15 +220,23 @@ def pairs(words: Sequence[str]) -> dict[str, str]:
 
 
 def named(text: str) -> dict[str, float] | list[float]:
-    """Fractions from ``0.8,0.1,0.1`` or ``train=0.8,test=0.2``. Raises InputError for anything else."""
+    """Fractions from ``0.8,0.1,0.1`` or ``train=0.8,test=0.2``.
+
+    Raises InputError for anything else, a single part, and fractions that do not add up to 1.
+    """
     try:
-        if "=" in text:
-            return {key: float(value) for key, value in pairs(text.split(",")).items()}
-        return [float(word) for word in text.split(",")]
+        names = pairs(text.split(",")) if "=" in text else {}
+        values = [float(word) for word in names.values() or text.split(",")]
     except ValueError as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"fractions are numbers separated by commas, such as 0.8,0.1,0.1, not {text!r}") from None
+    # The half that --fractions 0.5 does not name would be dropped without a word.
+    if len(values) < 2 or not abs(sum(values) - 1) < 1e-6:
+        raise InputError(
+            f"--fractions {text} makes {len(values)} part(s) of {sum(values):g} in all; give two or more that add up to 1: 0.8,0.1,0.1"
+        )
+    return dict(zip(names, values, strict=True)) if names else values
 
 
 def counted(text: str, total: int) -> dict[str, float]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from forcewell import bonds, leakage, split
+from forcewell.bundled import bundled_set
 from forcewell.config import DataConfig, RunConfig
 from forcewell.display import say
 from forcewell.doctor import glance
@@ -24,26 +25,13 @@ from forcewell.system import Block
 
 LOOKED_AT = 20_000  # conformations whose labels are counted for the line that says how many there are: 20 ms
 
-# Data shipped in the package: name -> (source, files, whether it is a benchmark molecule's own trajectory).
-BUNDLED = {
-    "qm9": ("qm9", ("qm9_minima_4002.npz",), False),
-    "qm7x": ("qm7x", ("qm7x_hand.npz",), False),
-    "s66x8": ("s66x8", ("s66x8.npz",), False),
-    "corpus": ("generated", ("corpus.npz",), False),
-    "corpus-dft": ("generated", ("corpus_dft.npz",), False),
-    "ethanol": ("rmd17", ("rmd17_ethanol_train_01.npz",), True),
-    "ethanol-test": ("rmd17", ("rmd17_ethanol_test_01.npz",), True),
-}
-
 
 def bundled(name: str, folder: Path) -> Path:
     """The store of a bundled data set in ``folder``, imported there the first time.
 
     The four benchmark molecules are left out, except where the data set is one's own trajectory.
     """
-    if name not in BUNDLED:
-        raise InputError(f"there is no bundled data set {name!r}{nearest(name, BUNDLED)} (known: {', '.join(BUNDLED)})")
-    source, files, benchmark = BUNDLED[name]
+    source, files, benchmark = bundled_set(name)
     store = folder / f"{name}.fw"
     if not ((store / "manifest.json").is_file() and Store(store).complete):
         with resources.as_file(resources.files("forcewell.bundled")) as place:

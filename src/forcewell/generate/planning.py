@@ -136,7 +136,7 @@ def source_smiles(source: str) -> list[Request]:
         return [Request(smiles, None, f"qm9 {k}") for k, smiles in enumerate(_qm9(), start=1)]
     from forcewell.store import open_data
 
-    if not Path(source).exists():
+    if not (source.startswith("bundled:") or Path(source).exists()):
         raise InputError(f"unknown source {source!r}; expected {RDKIT_NCI}, {QM9}, or a store or file with SMILES")
     dataset = open_data(source)
     spins = dataset.column("spin").tolist() if "spin" in dataset.fields else [None] * len(dataset)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from forcewell.bundled import bundled_set
 from forcewell.errors import InputError
 from forcewell.sources import SOURCES, layout_of
 from forcewell.store.gathering import Gatherer
@@ -33,10 +35,17 @@ __all__ = [
 def open_data(path: str | os.PathLike[str], **options: Any) -> Dataset:
     """A store folder memory-mapped; an extended XYZ file or an .npz (MD17, rMD17, QM9, QM7-X or generic layout) in memory.
 
+    ``bundled:NAME`` is a data set of the package, whole (a run leaves benchmark molecules out of it).
+
     options: as of the source's ``read``, e.g. ``energy_unit="kcal/mol"`` for a generic .npz; stores take none.
     Raises InputError where there is nothing at ``path``, it is none of these, its unit can only be guessed, or its structures
     cannot be (``Block.validate``).
     """
+    if str(path).startswith("bundled:"):
+        source, files, _ = bundled_set(str(path).removeprefix("bundled:"))
+        with resources.as_file(resources.files("forcewell.bundled")) as place:
+            blocks = SOURCES[source].read([place / file for file in files], **options)
+            return MemoryData(_validated(blocks, Path(path)), name=str(path))
     path = Path(path)
     if path.is_dir():
         if options:
