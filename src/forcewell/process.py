@@ -38,7 +38,7 @@ def check_device(name: str) -> str:
         if torch.device(name).type not in ("cpu", "cuda"):
             raise RuntimeError("a model runs on cpu or cuda")
         torch.empty(0, device=name, dtype=torch.float64)
-        if torch.device(name).type == "cuda":
+        if torch.device(name).index is not None and torch.device(name).type == "cuda":
             torch.cuda.set_device(torch.device(name))
     except (RuntimeError, AssertionError, TypeError) as error:
         raise InputError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
