@@ -87,14 +87,14 @@ def fitted(config: RunConfig, out: Path) -> dict[str, float]:
     return factors
 
 
-def finetune(config: RunConfig, model: Path, out: Path, resume: bool = False) -> Path:
+def finetune(config: RunConfig, model: str | Path, out: Path, resume: bool = False) -> Path:
     """Continues from a model file on new data; returns the path of the new model file.
 
     Says which tensors were loaded, which are new and which were dropped, corrects the reference energies of the new
     level of theory and evaluates step 0. Raises InputError as ``pretrain``, and for elements the model never saw.
     """
     fabric = _fabric(config)
-    model = find_model(model) if model.is_dir() else model  # a name of the package's stays one, on every machine
+    model = find_model(model) if Path(model).is_dir() else model  # a name of the package's stays one, on every machine
     parent, description = load_model(model)
     config = with_model_of(parent, config)
     with _claimed(config, out, resume, fabric) as begun:
