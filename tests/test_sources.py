@@ -16,6 +16,7 @@ from forcewell.sources import SOURCES, layout_of
 from forcewell.sources.card import count_conformations
 from forcewell.sources.trajectory_npz import molecule_name
 from forcewell.store import open_data
+from forcewell.units import KCAL_PER_MOL
 
 BUNDLED = Path(str(files("forcewell"))) / "bundled"
 DATA = Path(__file__).parent / "data"
@@ -51,29 +52,32 @@ def test_molecule_from_file_name(name, molecule):
     assert molecule_name(Path(f"{name}.npz")) == molecule
 
 
-def test_the_unit_of_common_names_is_not_guessed(tmp_path, capsys):
-    """z, R, E, F in eV are not MD17; upstream's file name, or what sGDML writes into its files, is needed, and what is assumed is said."""
+def test_what_is_assumed_of_common_names_is_said(tmp_path, capsys):
+    """z, R, E, F may be of MD17, in kcal/mol, or of anybody, in eV: it is said, and more where upstream's file name, or what sGDML writes,
+    does not speak for it."""
     raw = np.load(ETHANOL)
-    arrays = {"z": raw["nuclear_charges"], "R": raw["coords"][:20], "E": raw["energies"][:20], "F": raw["forces"][:20]}
+    arrays = {"z": raw["nuclear_charges"], "R": raw["coords"][:200], "E": raw["energies"][:200], "F": raw["forces"][:200]}
     mine, revised = tmp_path / "mine.npz", tmp_path / "revised.npz"
     np.savez(mine, **arrays)
     np.savez(revised, **{name: raw[name] for name in ("nuclear_charges", "coords", "energies", "forces")})
-    with pytest.raises(InputError, match=r"import md17 .*mine\.npz --out .*kcal/mol.*import npz .*mine\.npz --unit energy=eV"):
-        open_data(mine)
-    with pytest.raises(InputError, match=r"import rmd17 .*import npz"):
-        open_data(revised)
+    for file, source in ((mine, "md17"), (revised, "rmd17")):
+        assert layout_of(file) == source
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"read as {source} (kcal/mol" in said and "if its unit is another: forcewell data import npz" in said
     assert np.allclose(open_data(mine, energy_unit="eV").column("energy"), arrays["E"])
-    assert check_path(mine, energy_unit="kcal/mol").ok and not check_path(mine).ok
     assert capsys.readouterr().out == ""
+    np.savez(tmp_path / "volts.npz", **arrays | {"E": KCAL_PER_MOL * arrays["E"], "F": KCAL_PER_MOL * arrays["F"]})
+    assert check_path(mine).ok and not check_path(tmp_path / "volts.npz").ok  # in eV and read as kcal/mol: the doctor notices
+    capsys.readouterr()
     own = {"name": "ethanol", "theory": "unknown", "md5": "d41d"}
     for name, more, source in (("md17_x", {}, "md17"), ("x_dft", {}, "md17"), ("md22_x", {}, "md22"), ("mine", own, "md17")):
         np.savez(tmp_path / f"{name}.npz", **arrays, **more)
         assert layout_of(tmp_path / f"{name}.npz") == source
-        assert f"{name}.npz: read as {source} (kcal/mol, kcal/mol/Å, Å; " in capsys.readouterr().out
-    for more in (own | {"e_unit": "eV"}, own | {"name": "polymer"}):
-        np.savez(mine, **arrays, **more)
-        with pytest.raises(InputError, match="import npz"):
-            layout_of(mine)
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"{name}.npz: read as {source} (kcal/mol, kcal/mol/Å, Å; " in said and "if its unit" not in said
+    np.savez(mine, **arrays, **own, e_unit="eV")
+    with pytest.raises(InputError, match=r"e_unit is eV\. Import it: forcewell data import npz"):
+        layout_of(mine)
 
 
 def test_other_npz_layouts_agree_with_the_first(tmp_path):

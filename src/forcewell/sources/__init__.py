@@ -90,7 +90,7 @@ _SUFFIXES = {".xyz": "extxyz", ".extxyz": "extxyz", ".db": "asedb", ".aselmdb": 
 
 
 def layout_of(path: str | os.PathLike[str], options: Collection[str] = ()) -> str:
-    """Name of the source that reads this file. Raises InputError where none does, or where its unit can only be guessed.
+    """Name of the source that reads this file. Raises InputError where none does, or where a file of common names states another unit.
 
     options: names of those given for it; where they declare units or names, a file with the common names of MD17 is "npz".
     An .npz or HDF5 file of no known layout is "npz" or "hdf5", whose units are eV, Å unless their options say otherwise.
@@ -118,19 +118,21 @@ def layout_of(path: str | os.PathLike[str], options: Collection[str] = ()) -> st
 
 
 def _assumed(path: Path, arrays: Mapping[str, np.ndarray], needed: Collection[str], file_names: Mapping[str, str]) -> str:
-    """The source that a file of common names is taken for, which is said. Raises InputError where only those names speak for one."""
+    """The source that a file of common names is taken for, which is said, and more where only those names speak for it. Raises InputError
+    where the file names another unit."""
     named = next((source for source, pattern in file_names.items() if re.match(pattern, path.name.lower())), None)
     if named is None and "md17" in file_names and set(arrays) >= _SGDML and re.search(_MD17_MOLECULES, str(arrays["name"]).lower()):
         named = "md17"
-    unit = str(arrays.get("e_unit", "kcal/mol"))
-    likely = SOURCES[named or next(iter(file_names))].CARD
-    if named is None or unit != "kcal/mol":
+    unit, source = str(arrays.get("e_unit", "kcal/mol")), named or next(iter(file_names))
+    likely = SOURCES[source].CARD
+    other = f"forcewell data import npz {path} --unit energy=eV --out NAME.fw"
+    if unit != "kcal/mol":
         names = ", ".join(name for name in arrays if name in needed)
-        says = "nothing says in which unit" if unit == "kcal/mol" else f"e_unit is {unit}"
         raise InputError(
-            f"{path}: {names} are arrays of {', '.join(file_names)} and of other files; {says}. Import it: "
-            f"forcewell data import {likely.name} {path} --out NAME.fw ({likely.units}; {likely.level}), or, in any other unit, "
-            f"forcewell data import npz {path} --unit energy=eV --out NAME.fw"
+            f"{path}: {names} are arrays of {', '.join(file_names)} in kcal/mol and of other files; e_unit is {unit}. Import it: {other}"
         )
-    say(f"{path}: read as {likely.name} ({likely.units}; {likely.level})")
-    return named
+    say(
+        f"{path}: read as {source} ({likely.units}; {likely.level})"
+        + ("" if named else f", for its arrays are called so; if its unit is another: {other}")
+    )
+    return source
