@@ -38,7 +38,7 @@ def open_data(path: str | os.PathLike[str], **options: Any) -> Dataset:
     ``bundled:NAME`` is a data set of the package, whole (a run leaves benchmark molecules out of it).
 
     options: as of the source's ``read``, e.g. ``energy_unit="kcal/mol"`` for a generic .npz; stores take none.
-    Raises InputError where there is nothing at ``path``, it is none of these, its unit can only be guessed, or its structures
+    Raises InputError where there is nothing at ``path``, it is none of these, it states another unit than its layout has, or its structures
     cannot be (``Block.validate``).
     """
     if str(path).startswith("bundled:"):
