@@ -23,7 +23,7 @@ from forcewell.sources.unread import missing_labels
 from forcewell.store import Dataset, MemoryData, Store, open_data
 from forcewell.system import Block
 
-LOOKED_AT = 20_000  # conformations whose labels are counted for the line that says how many there are: 20 ms
+LOOKED_AT = 20_000  # conformations, the first of a large data set, that are looked at for what a run says of its data
 
 
 def bundled(name: str, folder: Path) -> Path:
