@@ -199,6 +199,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--encoders", nargs="+", choices=list(ENCODERS), default=list(ENCODERS), help="only these of a group")
+    parser.add_argument("--objectives", nargs="+", metavar="NAME", help="only these of a group, such as wang-1.0")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--size", choices=("tiny", "small"), default="small")
     parser.add_argument("--molecules", nargs="+", default=["ethanol"], help="of rMD17")
@@ -215,7 +216,7 @@ def main() -> None:
     for seed in given.seeds:
         for group in given.groups:
             for work in works(group):
-                if work.encoder in given.encoders:
+                if work.encoder in given.encoders and work.name in (given.objectives or [work.name]):
                     runs.append((f"{work.encoder}-{work.name}", _arm(work, seed, given)))
             if group == "several" and "et" in given.encoders:
                 size = size_of("et", given.size == "tiny")

@@ -2,7 +2,8 @@
 
 Usage: .venv/bin/python benchmarks/step.py [--size small|full] [--rounds 5] [--threads 2 | --precision bfloat16]
 Sizes: small is the quickstart's (64 channels, 3 layers, 4 heads, 32 radial functions), full the published 6.9 M parameters.
-Batches: aspirin, 16 aspirins, a cluster of 18 aspirins (energy + forces); 16 QM7-X molecules of different sizes (training step).
+Batches: aspirin, 16 aspirins, a cluster of 18 aspirins (energy + forces); 16 QM7-X molecules of different sizes (training
+steps: on forces, and on noise by a head of its own).
 CPU milliseconds, the least of the rounds: what else runs on the machine disturbs that least.
 --threads: energy + forces of one system of 21 to 1,995 atoms with one and with so many threads, wall time, for a machine on which nothing
 else runs. --precision bfloat16: the compiled kernels with weights in bfloat16 beside those in float32, and how far forces are apart.
@@ -109,7 +110,7 @@ def main() -> None:
     keep_memory()
     torch.manual_seed(0)
     sizes = {"channels": 64, "layers": 3, "heads": 4, "radial": 32} if given.size == "small" else {}
-    compiled = Potential({"encoder": {"name": "equivariant-transformer", **sizes}})
+    compiled = Potential({"encoder": {"name": "equivariant-transformer", **sizes}, "head": {"noise": True}})
     plain = copy.deepcopy(compiled)
     plain.kernels = lambda batch: None  # type: ignore[method-assign]
     with resources.as_file(resources.files("forcewell.bundled")) as folder:
@@ -123,6 +124,11 @@ def main() -> None:
         assert forces is not None
         ((forces - training.targets.forces) ** 2).mean().backward()
 
+    def denoise(potential: Potential) -> None:
+        noise = potential(training, forces=False, noise=True).noise
+        assert noise is not None
+        ((noise - training.targets.forces) ** 2).mean().backward()  # any vectors do
+
     print(f"{compiled.path}; {sum(p.numel() for p in compiled.parameters()):,} parameters")
     systems = {"aspirin": [drug], "16 aspirins": [drug] * 16, "378 atoms": [cluster(drug, 18)]}
     batches = {name: Batch.from_systems(members) for name, members in systems.items()}
@@ -135,8 +141,9 @@ def main() -> None:
         with torch.no_grad():
             fast, slow = least([lambda b=batch: compiled(b), lambda b=batch: plain(b)], given.rounds)
         print(f"energy + forces, {name:14s} {fast:10.2f} ms {slow:8.1f} ms {slow / fast:6.1f} x", flush=True)
-    fast, slow = least([lambda: step(compiled), lambda: step(plain)], given.rounds)
-    print(f"training step, 16 QM7-X        {fast:10.2f} ms {slow:8.1f} ms {slow / fast:6.1f} x   {16e3 / fast:.0f} molecules/s")
+    for name, train in (("training step on forces", step), ("training step on noise", denoise)):
+        fast, slow = least([lambda f=train: f(compiled), lambda f=train: f(plain)], given.rounds)
+        print(f"{name:30s} {fast:10.2f} ms {slow:8.1f} ms {slow / fast:6.1f} x   {16e3 / fast:.0f} molecules/s", flush=True)
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def test_what_never_compiles(tmp_path: Path, calls: list[int], monkeypatch: pyte
     never.append(StepPath(small_potential("schnet"), FORCES, 20, training=False))
     never.append(StepPath(Doubled(small_potential("schnet").config), FORCES, 10**6, training=False))
     assert all(path.decided and path.shape is None for path in never)
-    monkeypatch.setattr(potential_module, "instructions", lambda *_: 0)
+    monkeypatch.setattr(potential_module, "instructions", lambda *_, **__: 0)
     assert not StepPath(transformer, FORCES, 10**6, training=False).decided
     run(tmp_path / "periodic", System({**WATER.arrays, "cell": 12.0 * np.eye(3), "pbc": np.ones(3, dtype=bool)}))
     assert not calls

@@ -18,7 +18,7 @@ from forcewell.fields import ELEMENTS
 from forcewell.fused import INSTRUCTIONS, Fused, functions, instructions
 from forcewell.graph import ListedBatch
 from forcewell.nn import EquivariantTransformer, Features, encoder
-from forcewell.nn.heads import ENERGY_HEADS, NOISE_HEADS, PROPERTY_HEADS, Displacement, GradientNoise, read_out
+from forcewell.nn.heads import ENERGY_HEADS, NOISE_HEADS, PROPERTY_HEADS, Displacement, GradientNoise, read_out, sum_atoms
 from forcewell.nn.normaliser import RunningNormaliser
 from forcewell.products import Precision, products
 from forcewell.system import System, block_of, consecutive
@@ -143,15 +143,9 @@ class Potential(nn.Module):
                 return found
         gradient_noise = noise and isinstance(self.noise_head, GradientNoise)
         differentiate = forces or stress or gradient_noise
-        kernels = self.kernels(batch) if forces and not stress and not noise and not properties else None
+        kernels = None if stress or gradient_noise else self.kernels(batch, forces)
         if kernels is not None:
-            atomic, found = kernels(batch, create_graph and torch.is_grad_enabled())
-            with torch.set_grad_enabled(create_graph and torch.is_grad_enabled()):
-                energy = atomic.new_zeros(len(batch)).index_add(0, batch.molecule, atomic)
-                scale = self.energy_scale(batch)
-                if scale is None:
-                    return Prediction(energy, found)
-                return Prediction(energy * scale, found * scale.index_select(0, batch.molecule)[:, None])
+            return self._by_kernels(kernels, batch, forces, noise, properties, torch.is_grad_enabled() and (create_graph or not forces))
         grad = torch.enable_grad() if differentiate else torch.set_grad_enabled(torch.is_grad_enabled())
         half = torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bfloat16" else contextlib.nullcontext()
         with grad, products(self.precision):
@@ -178,6 +172,25 @@ class Potential(nn.Module):
             prediction.energy = prediction.energy.detach()
         return prediction
 
+    def _by_kernels(self, kernels: Fused, batch: Batch, forces: bool, noise: bool, properties: bool, graph: bool) -> Prediction:
+        """``forward`` where compiled kernels give energies and forces, or the features that the heads read."""
+        with torch.set_grad_enabled(graph):
+            found, features = None, kernels.features(batch, graph) if noise or properties or not forces else None
+            if forces:
+                atomic, found = kernels(batch, graph)
+                energy = sum_atoms(atomic, batch)
+            else:
+                energy = self.head.energies(features, batch)  # type: ignore[operator]
+            scale = self.energy_scale(batch)
+            if scale is not None:
+                energy, found = energy * scale, found if found is None else found * scale.index_select(0, batch.molecule)[:, None]
+            prediction = Prediction(energy, found)
+            if features is not None and properties and self.property_head is not None:
+                prediction.properties = self.property_head(features, batch)
+            if features is not None and noise:
+                prediction.noise = self._noise(features, batch.positions, create_graph=False)
+        return prediction
+
     def energy_scale(self, batch: Batch) -> Tensor | None:
         """(M,) factor of the network's energies: the spread of standardised labels times that of the level of theory, or None for 1."""
         if self.level_scale is not None:
@@ -194,8 +207,9 @@ class Potential(nn.Module):
             return -torch.autograd.grad(pseudo, positions, create_graph=create_graph, retain_graph=True, materialize_grads=True)[0]
         return head(features, positions) if isinstance(head, Displacement) else head(features)
 
-    def kernels(self, batch: Batch) -> Fused | None:
-        """Compiled kernels that give this batch's energy and forces, if there are any; never for one that is being traced."""
+    def kernels(self, batch: Batch, forces: bool = True) -> Fused | None:
+        """Compiled kernels for this batch's features and, with ``forces``, its energy and forces; None where there are none. Never for
+        a batch that is being traced."""
         if isinstance(batch, ListedBatch):
             return None
         if batch.positions.dtype != torch.float32 or batch.positions.device.type != "cpu" or self.dtype != torch.float32:
@@ -204,15 +218,19 @@ class Potential(nn.Module):
             return None
         half = self.precision == "bfloat16"
         if self._fused is None or self._fused.half != half:
-            found = instructions(self.encoder, self.head)
+            found = instructions(self.encoder, self.head, forces=False)
             if found == 0:
                 return None
             self._fused = Fused(self.encoder, self.head, found, half)  # type: ignore[arg-type]
-        return self._fused
+        return self._fused if self._fused.gives_forces or not forces else None
 
     @property
     def path(self) -> str:
         """How energies and forces are computed here, in words for the user."""
+        return self.path_of(forces=True)
+
+    def path_of(self, forces: bool) -> str:
+        """The same of energies and forces, or of the features that all else is read from."""
         on_cpu, half = self.device.type == "cpu", self.precision == "bfloat16"
         products = f" (matrix products in {self.precision})" if half or (self.precision == "tf32" and not on_cpu) else ""
         if not on_cpu or self.dtype != torch.float32:
@@ -220,7 +238,7 @@ class Potential(nn.Module):
             return f"{'Triton kernels' if fused else 'PyTorch'} on {self.device.type}, {str(self.dtype).removeprefix('torch.')}{products}"
         if functions() is None:
             return f"PyTorch on cpu, float32{products} (no compiled kernels: the package was installed without a C++ compiler)"
-        found = instructions(self.encoder, self.head)
+        found = instructions(self.encoder, self.head, forces=forces)
         if not found:
             return f"PyTorch on cpu, float32{products} (no compiled kernels for this model)"
         return f"compiled kernels, {INSTRUCTIONS[found]}{', weights of the linear maps in bfloat16' if half else ''}"

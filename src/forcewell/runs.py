@@ -33,7 +33,7 @@ from forcewell.runstate import has_state
 from forcewell.scales import fit_scales
 from forcewell.store import Gatherer
 from forcewell.system import Block
-from forcewell.train import Trainer, train
+from forcewell.train import Trainer, outputs_of, train
 from forcewell.training_data import bundled, gather
 
 
@@ -136,7 +136,8 @@ def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) 
         average = Potential(potential.config, levels=potential.levels, references=potential.references, elements=potential.elements)
         average.to(fabric.device, dtype).load_state_dict(potential.state_dict())
     if fabric.is_global_zero:
-        say(f"energies and forces by {potential.to(fabric.device).path}")
+        forces = outputs_of(parts.objectives)["forces"]
+        say(f"{'energies and forces' if forces else 'features of atoms'} by {potential.to(fabric.device).path_of(forces)}")
     hashes = [*parts.known, _sketch(parts.training)] if fabric.is_global_zero else []
     details = _details(config, parts)
 

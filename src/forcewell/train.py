@@ -75,7 +75,9 @@ def train(run: Trainer, resume: bool = False) -> dict[str, Any]:
     if run.fabric.world_size == 1:
         run._module = run.potential  # the wrapper would only copy tensors to where they are
     run._moving = None if run.average is run.potential else MovingAverage(Flat(run.average), run.weights, run.decay or 0.0)
-    run.path = run.potential.step_path = StepPath(run.potential, _outputs(run), run.steps, run.compile, quiet=not run.fabric.is_global_zero)
+    run.path = run.potential.step_path = StepPath(
+        run.potential, outputs_of(run.objectives), run.steps, run.compile, quiet=not run.fabric.is_global_zero
+    )
     log = run.directory / "log.jsonl"
     if resume:
         load_state(run)
@@ -119,7 +121,7 @@ def _update(run: Trainer, batch: Batch) -> tuple[dict[str, float], float]:
     for group in run.optimiser.param_groups:
         group["lr"] = run.schedule.rate(run.step)
     prepared = _prepare(run, batch, Noise(run.seed, run.step))
-    prediction = run._module(prepared, create_graph=True, **_outputs(run))
+    prediction = run._module(prepared, create_graph=True, **outputs_of(run.objectives))
     weights = [share(objective, run.step / run.steps) for objective in run.objectives]
     loss, terms, value = _loss(run, prediction, prepared, weights)
     if not math.isfinite(value):
@@ -154,9 +156,9 @@ def _gradients(run: Trainer, loss: Tensor) -> None:
     run.weights.gather_gradients()
 
 
-def _outputs(run: Trainer) -> dict[str, bool]:
+def outputs_of(objectives: Sequence[Objective]) -> dict[str, bool]:
     """What the potential must compute: without forces no second-order graph is built."""
-    needed = frozenset().union(*(objective.needs for objective in run.objectives))
+    needed = frozenset().union(*(objective.needs for objective in objectives))
     return {name: name in needed for name in ("forces", "noise", "properties")}
 
 
@@ -205,7 +207,7 @@ def _loss(run: Trainer, prediction: Prediction, batch: Batch, weights: Sequence[
 def _validate(run: Trainer) -> None:
     """Loss terms, force and energy errors of the averaged weights on the validation batches, all processes sharing them."""
     model = run.average.eval()
-    outputs = _outputs(run)
+    outputs = outputs_of(run.objectives)
     sums = torch.zeros(len(run.objectives) + 1, 2, dtype=torch.float64)
     energies, suspect = EnergyErrors(), None
     for number, batch in enumerate(run.validation):

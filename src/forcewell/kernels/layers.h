@@ -35,9 +35,10 @@ static void normalise(long N, long C, Array x, Array xhat, Array rstd, const flo
     }
 }
 
-// xbar += adjoint of the norm's input, from ybar (row length ldy); with D also the gradients of its scale and shift.
-template <bool D>
+// xbar += adjoint of the norm's input, from ybar (row length ldy); for training also the gradients of its scale and shift.
+template <Goal G>
 static void normalise_back(long N, long C, Array ybar, long ldy, Array xhat, Array rstd, const float* w, float* gw, float* gb, Array xbar) {
+    constexpr bool D = dual(G);
     for (long n = 0; n < N; n++) {
         const long row = n * C, from = n * ldy;
         Num<D> mean = constant<D>(vf{}), along = constant<D>(vf{});
@@ -54,20 +55,21 @@ static void normalise_back(long N, long C, Array ybar, long ldy, Array xhat, Arr
         for (long k = 0; k < C; k += VL) {
             Num<D> g = get<D>(ybar, from + k), h = get<D>(xhat, row + k);
             add<D>(xbar, row + k, scale * (g * constant<D>(load(w + k)) - m - h * a));
-            if constexpr (D) {
-                store(gw + k, load(gw + k) + (g * h).d);
-                store(gb + k, load(gb + k) + g.d);
+            if constexpr (G != FORCES) {
+                store(gw + k, load(gw + k) + written(g * h));
+                store(gb + k, load(gb + k) + written(g));
             }
         }
     }
 }
 
 // The shifted and scaled norm once more, values and derivatives, for weight gradients.
+template <bool D>
 static void renormalise(long N, long C, Array xhat, const float* w, const float* b, Array y) {
     for (long n = 0; n < N; n++)
         for (long k = 0; k < C; k += VL) {
             store(y.v + n * C + k, load(xhat.v + n * C + k) * load(w + k) + load(b + k));
-            store(y.d + n * C + k, load(xhat.d + n * C + k) * load(w + k));
+            if constexpr (D) store(y.d + n * C + k, load(xhat.d + n * C + k) * load(w + k));
         }
 }
 
@@ -148,7 +150,7 @@ template <bool D>
 struct Reverse {
     Array qkv, filters, before, summed_bar, vectors_bar;  // given
     Array qkv_bar, before_bar, filters_bar;                // added to (filters_bar: values and derivatives)
-    vf envelope_bar, direction_bar[3];                     // plain pass only
+    vf envelope_bar, direction_bar[3];                     // for forces only
 };
 
 template <bool D>
@@ -157,8 +159,9 @@ static inline void add_both(Array a, long i, Num<D> x) {
     if constexpr (D) store(a.d + i, load(a.d + i) + x.d);
 }
 
-template <bool D, bool vec>
-static inline void message_back(const Sizes& s, Reverse<D>& r, Array attention, Array logit_bar, Num<D> envelope, const Num<D>* u, float turn, long to, long from) {
+template <Goal G, bool vec>
+static inline void message_back(const Sizes& s, Reverse<dual(G)>& r, Array attention, Array logit_bar, Num<dual(G)> envelope, const Num<dual(G)>* u, float turn, long to, long from) {
+    constexpr bool D = dual(G);
     const long C = s.channels, width = C / s.heads, value = from * 5 * C + 2 * C;
     for (long h = 0; h < s.heads; h++) {
         const Num<D> a = one<D>(attention, h), ab = one<D>(logit_bar, h);
@@ -178,7 +181,7 @@ static inline void message_back(const Sizes& s, Reverse<D>& r, Array attention, 
             const Num<D> p3 = envelope * t3;
             add<D>(r.qkv_bar, value + 2 * C + c, f3 * p3);
             add_both<D>(r.filters_bar, 3 * C + c, s3 * p3);
-            if constexpr (!D) {
+            if constexpr (G == FORCES) {
                 const vf w3 = s3.v * f3.v;
                 r.envelope_bar += w3 * t3.v;
                 for (int x = 0; x < 3; x++) r.direction_bar[x] += turn * (w3 * envelope.v) * tb[x].v;
@@ -192,7 +195,7 @@ static inline void message_back(const Sizes& s, Reverse<D>& r, Array attention, 
                 add_both<D>(r.filters_bar, 2 * C + c, s2 * p2);
                 const Num<D> w2 = s2 * f2 * envelope;
                 for (int x = 0; x < 3; x++) add<D>(r.before_bar, (3 * from + x) * C + c, w2 * tb[x]);
-                if constexpr (!D) r.envelope_bar += s2.v * f2.v * t2.v;
+                if constexpr (G == FORCES) r.envelope_bar += s2.v * f2.v * t2.v;
             }
         }
     }

@@ -35,7 +35,9 @@ static inline void apply_back(const Linear& f, long M, Array ybar, Array xbar, l
     product_back(f, M, written<D>(ybar), written<D>(xbar), ldx, accumulate);
 }
 // The gradients of a weight matrix and of its bias.
+template <Goal G>
 static inline void gradient(const Linear& f, long M, Array ybar, Array x, long ldx) {
+    if (!dual(G)) ybar = {0, ybar.v}, x = {x.v, 0};
     products::outer(M, f.out, f.in, ybar, f.out, x, ldx, f.gw);
     if (!f.b) return;
     for (long m = 0; m < M; m++)

@@ -42,6 +42,11 @@ struct Weights {
     float *gate2_gw, *gate2_gb;
 };
 
+// What a reverse pass is for: forces, from an energy; the derivatives of all that is done for them along a displacement of the atoms,
+// which training on forces needs (a dual pass); or the parameters' gradients of a function of the features (a plain one).
+enum Goal { FORCES, ALONG, PARAMETERS };
+constexpr bool dual(Goal goal) { return goal == ALONG; }
+
 enum { BLOCK = 64 };  // pairs whose filters are in cache together
 
 // Length of a row of so many numbers, one per head: whole vectors of any instruction set, so that no thread reads another's row.
@@ -115,4 +120,6 @@ struct Kernel {
     void (*forward)(const Weights& weights, Part& part, const double* positions, const double* offsets, float* energies);
     void (*forces)(const Weights& weights, Part& part, float* forces);
     void (*train)(const Weights& weights, Part& part, const float* displacement);
+    void (*features)(const Weights& weights, Part& part, const double* positions, const double* offsets, float* scalars, float* vectors);
+    void (*train_features)(const Weights& weights, Part& part, const float* scalars_bar, const float* vectors_bar);
 };

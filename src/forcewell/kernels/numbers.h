@@ -130,6 +130,8 @@ template <bool D>
 static inline float* written(Array a) {
     return D ? a.d : a.v;
 }
+static inline vf written(Plain x) { return x.v; }
+static inline vf written(Dual x) { return x.d; }
 
 // SiLU and its derivative of one argument; with D, each with its own derivative.
 template <bool D>

@@ -194,9 +194,9 @@ static void embed(const Weights& w, Part& p) {
     apply<D>(w.combine, a.atoms, a.mixed, 2 * C, a.x);
 }
 
-// energies: of the part's atoms.
+// The features of the part's atoms: scalars in the first halves of t.read1's rows, vectors in the last layer's.
 template <bool D>
-static void forward(const Weights& w, Part& p, float* energies) {
+static void encode(const Weights& w, Part& p) {
     Tape& a = p.atoms;
     const long N = a.atoms, C = w.s.channels;
     embed<D>(w, p);
@@ -215,7 +215,13 @@ static void forward(const Weights& w, Part& p, float* energies) {
         update<D>(N, C, k > 0, l.out, l.mapped, before, a.x, l.vectors);
     }
     normalise<D>(N, C, a.x, a.xhat, a.rstd, w.norm_w, w.norm_b, a.read1, 2 * C);
-    read_out<D>(w, a, a.layer[w.s.layers - 1].vectors, energies);
+}
+
+// energies: of the part's atoms.
+template <bool D>
+static void forward(const Weights& w, Part& p, float* energies) {
+    encode<D>(w, p);
+    read_out<D>(w, p.atoms, p.atoms.layer[w.s.layers - 1].vectors, energies);
 }
 
 // Adjoints of the read-out's inputs: t.read1_bar (N, 2C), of which the first C are the norm's, and vectors_bar (N, 3, C).
@@ -253,7 +259,7 @@ static void read_out_back(const Weights& w, Tape& t, Array vectors, Array vector
             const Dual a = silu(get<true>(t.pre1, i)).value;
             store(t.y.v + i, a.v), store(t.y.d + i, a.d);
         }
-        gradient(w.gate1, N, t.gate1_bar, t.y, C);
+        gradient<ALONG>(w.gate1, N, t.gate1_bar, t.y, C);
     }
     for (long i = 0; i < N * C; i += VL) put<D>(t.pre1_bar, i, get<D>(t.act1_bar, i) * silu(get<D>(t.pre1, i)).slope);
     apply_back<D>(w.mix1, N, t.pre1_bar, t.read1_bar, 2 * C, false);
@@ -261,10 +267,10 @@ static void read_out_back(const Weights& w, Tape& t, Array vectors, Array vector
     apply_back<D>(w.norm_map1, 3 * N, t.map1_bar, vectors_bar, C, false);
     apply_back<D>(w.vector_map1, 3 * N, t.vec1_bar, vectors_bar, C, true);
     if constexpr (D) {
-        gradient(w.mix2, N, t.pre2_bar, t.read2, C);
-        gradient(w.norm_map2, 3 * N, t.map2_bar, t.vout1, C2);
-        gradient(w.mix1, N, t.pre1_bar, t.read1, 2 * C);
-        gradient(w.norm_map1, 3 * N, t.map1_bar, vectors, C);
-        gradient(w.vector_map1, 3 * N, t.vec1_bar, vectors, C);
+        gradient<ALONG>(w.mix2, N, t.pre2_bar, t.read2, C);
+        gradient<ALONG>(w.norm_map2, 3 * N, t.map2_bar, t.vout1, C2);
+        gradient<ALONG>(w.mix1, N, t.pre1_bar, t.read1, 2 * C);
+        gradient<ALONG>(w.norm_map1, 3 * N, t.map1_bar, vectors, C);
+        gradient<ALONG>(w.vector_map1, 3 * N, t.vec1_bar, vectors, C);
     }
 }

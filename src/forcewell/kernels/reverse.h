@@ -1,10 +1,10 @@
 // The reverse passes over messages, layers and the embedding; then forces.
 
-// Adjoints of filters before SiLU, of a block of pairs: plain, into basis_bar; dual, into the filter's gradients.
-template <bool D>
+// Adjoints of filters before SiLU, of a block of pairs: for forces into basis_bar, else into the filter's gradients.
+template <Goal G>
 static inline void filters_back(const Linear& f, long count, Array bar, Array basis, float* basis_bar) {
-    if constexpr (D)
-        gradient(f, count, bar, basis, f.in);
+    if constexpr (G != FORCES)
+        gradient<G>(f, count, bar, basis, f.in);
     else
         product_back(f, count, bar.v, basis_bar, f.in, true);
 }
@@ -22,8 +22,9 @@ static inline void put_both(Array a, long i, Num<D> x) {
 }
 
 // Adjoints of the messages along the part's pairs. t: those pairs with all atoms; r: places of what atoms receive.
-template <bool D, bool vec>
-static void messages_back(const Sizes& s, const Layer& f, Tape& t, LayerTape& l, Reverse<D>& r) {
+template <Goal G, bool vec>
+static void messages_back(const Sizes& s, const Layer& f, Tape& t, LayerTape& l, Reverse<dual(G)>& r) {
+    constexpr bool D = dual(G);
     const long C = s.channels, H = s.heads, P = t.pairs;
     Heads<D> attention, bar, logit_bar;
     Num<D> u[3], back[3];
@@ -49,27 +50,28 @@ static void messages_back(const Sizes& s, const Layer& f, Tape& t, LayerTape& l,
             const Num<D> back_to_logit = g * envelope * a.slope;
             store(attention.v + h, attended.v), store(logit_bar.v + h, back_to_logit.v);
             if constexpr (D) store(attention.d + h, attended.d), store(logit_bar.d + h, back_to_logit.d);
-            if constexpr (!D)
+            if constexpr (G == FORCES)
                 for (long k = 0; k < VL && h + k < 2 * H; k++) through += g.v[k] * a.value.v[k];
         }
         for (int k = 0; k < 3; k++) u[k] = one<D>(t.direction, 3 * p + k), back[k] = constant<D>(vf{}) - u[k];
-        message_back<D, vec>(s, r, attention.array(), logit_bar.array(), envelope, u, 1.0f, i, j);
-        message_back<D, vec>(s, r, attention.array().at(H), logit_bar.array().at(H), envelope, back, -1.0f, j, i);
+        message_back<G, vec>(s, r, attention.array(), logit_bar.array(), envelope, u, 1.0f, i, j);
+        message_back<G, vec>(s, r, attention.array().at(H), logit_bar.array().at(H), envelope, back, -1.0f, j, i);
         for (long c = 0; c < 4 * C; c += VL) put_both<D>(r.filters_bar, c, get<D>(r.filters_bar, c) * get<D>(t.slopes, c));
-        if constexpr (!D) {
+        if constexpr (G == FORCES) {
             t.envelope_bar[p] += through + sum(r.envelope_bar);
             for (int k = 0; k < 3; k++) t.direction_bar[3 * p + k] += sum(r.direction_bar[k]);
         }
         if (place == BLOCK - 1 || p == P - 1) {
             const long from = p - place;
-            filters_back<D>(f.filters, place + 1, t.filter_bar, t.basis.at(from * s.radial), t.basis_bar + from * s.radial);
+            filters_back<G>(f.filters, place + 1, t.filter_bar, t.basis.at(from * s.radial), t.basis_bar + from * s.radial);
         }
     }
 }
 
 // Those of the part's atoms to themselves.
-template <bool D, bool vec>
-static void own_messages_back(const Weights& w, const Layer& f, Tape& t, LayerTape& l, Reverse<D>& r, float* zero) {
+template <Goal G, bool vec>
+static void own_messages_back(const Weights& w, const Layer& f, Tape& t, LayerTape& l, Reverse<dual(G)>& r, float* zero) {
+    constexpr bool D = dual(G);
     const Sizes& s = w.s;
     const long C = s.channels, H = s.heads;
     Heads<D> attention, bar, logit_bar;
@@ -88,15 +90,13 @@ static void own_messages_back(const Weights& w, const Layer& f, Tape& t, LayerTa
             store(attention.v + h, a.value.v), store(logit_bar.v + h, g.v);
             if constexpr (D) store(attention.d + h, a.value.d), store(logit_bar.d + h, g.d);
         }
-        message_back<D, vec>(s, r, attention.array(), logit_bar.array(), whole, u, 0.0f, n, n);
+        message_back<G, vec>(s, r, attention.array(), logit_bar.array(), whole, u, 0.0f, n, n);
     }
-    if constexpr (D) {
-        for (long c = 0; c < 4 * C; c += VL) {
-            const Dual g = get<true>(t.filter_bar, c) * silu(get<true>(own, c)).slope;
-            store(t.filter_bar.d + c, g.d);
-        }
-        products::outer(1, 4 * C, s.radial, t.filter_bar, 4 * C, {w.own_basis, 0}, s.radial, f.filters.gw);
-        for (long c = 0; c < 4 * C; c += VL) store(f.filters.gb + c, load(f.filters.gb + c) + load(t.filter_bar.d + c));
+    if constexpr (G != FORCES) {
+        for (long c = 0; c < 4 * C; c += VL) put<D>(t.filter_bar, c, get<D>(t.filter_bar, c) * silu(get<D>(own, c)).slope);
+        float* const adjoint = written<D>(t.filter_bar);
+        products::outer(1, 4 * C, s.radial, {0, adjoint}, 4 * C, {w.own_basis, 0}, s.radial, f.filters.gw);
+        for (long c = 0; c < 4 * C; c += VL) store(f.filters.gb + c, load(f.filters.gb + c) + load(adjoint + c));
     }
 }
 
@@ -108,8 +108,9 @@ static Reverse<D> reverse(Tape& t, LayerTape& l, Array before, Array qkv_bar, Ar
     return r;
 }
 
-template <bool D, bool vec>
+template <Goal G, bool vec>
 static void exchange_back(const Weights& w, Part& p, long k) {
+    constexpr bool D = dual(G);
     Tape &t = p.pairs, &a = p.atoms;
     const long N = t.atoms, C = w.s.channels;
     LayerTape &l = t.layer[k], &o = a.layer[k];
@@ -119,16 +120,17 @@ static void exchange_back(const Weights& w, Part& p, long k) {
     fill<D>(qkv_bar, N * 5 * C);
     if (vec && p.rank) fill<D>(before_bar, N * 3 * C);
     Reverse<D> r = reverse<D>(t, l, vec ? t.layer[k - 1].vectors : t.zero, qkv_bar, before_bar);
-    messages_back<D, vec>(w.s, w.layer[k], t, l, r);
+    messages_back<G, vec>(w.s, w.layer[k], t, l, r);
     wait(p);
     collect<D>(p, o.qkv_bar, 0, 5 * C);
     if (vec) collect<D>(p, a.layer[k - 1].vectors_bar, 5 * N * C, 3 * C);
     Reverse<D> own = reverse<D>(a, o, vec ? a.layer[k - 1].vectors : a.zero, o.qkv_bar, vec ? a.layer[k - 1].vectors_bar : a.zero);
-    own_messages_back<D, vec>(w, w.layer[k], a, o, own, t.zero.d);
+    own_messages_back<G, vec>(w, w.layer[k], a, o, own, t.zero.d);
 }
 
-template <bool D>
+template <Goal G>
 static void layer_back(const Weights& w, Part& p, long k) {
+    constexpr bool D = dual(G);
     Tape& a = p.atoms;
     const long N = a.atoms, C = w.s.channels;
     const Layer& f = w.layer[k];
@@ -139,28 +141,29 @@ static void layer_back(const Weights& w, Part& p, long k) {
     if (k) {
         for (long i = 0; i < 3 * N * C; i += VL) put<D>(before_bar, i, get<D>(l.vectors_bar, i));
         apply_back<D>(f.vectors, 3 * N, l.mapped_bar, before_bar, C, true);
-        exchange_back<D, true>(w, p, k);
+        exchange_back<G, true>(w, p, k);
     } else
-        exchange_back<D, false>(w, p, k);
+        exchange_back<G, false>(w, p, k);
     apply_back<D>(f.qkv, N, l.qkv_bar, l.norm_bar, C, false);
-    normalise_back<D>(N, C, l.norm_bar, C, l.xhat, l.rstd, f.norm_w, f.norm_gw, f.norm_gb, a.x_bar);
-    if constexpr (D) {
-        gradient(f.output, N, l.out_bar, l.summed, C);
-        if (k) gradient(f.vectors, 3 * N, l.mapped_bar, before, C);
-        renormalise(N, C, l.xhat, f.norm_w, f.norm_b, a.y);
-        gradient(f.qkv, N, l.qkv_bar, a.y, C);
+    normalise_back<G>(N, C, l.norm_bar, C, l.xhat, l.rstd, f.norm_w, f.norm_gw, f.norm_gb, a.x_bar);
+    if constexpr (G != FORCES) {
+        gradient<G>(f.output, N, l.out_bar, l.summed, C);
+        if (k) gradient<G>(f.vectors, 3 * N, l.mapped_bar, before, C);
+        renormalise<D>(N, C, l.xhat, f.norm_w, f.norm_b, a.y);
+        gradient<G>(f.qkv, N, l.qkv_bar, a.y, C);
     }
 }
 
-template <bool D>
+template <Goal G>
 static void embedding_back(const Weights& w, Part& p) {
+    constexpr bool D = dual(G), train = G != FORCES;
     Tape &t = p.pairs, &a = p.atoms;
     const long N = t.atoms, C = w.s.channels;
-    if constexpr (D) gradient(w.combine, a.atoms, a.x_bar, a.mixed, 2 * C);
+    if constexpr (train) gradient<G>(w.combine, a.atoms, a.x_bar, a.mixed, 2 * C);
     apply_back<D>(w.combine, a.atoms, a.x_bar, a.mixed_bar, 2 * C, false);
     const Array neighbour_bar = target(p, t.neighbour_bar, 0);
     wait(p);
-    if (D) fill<D>(neighbour_bar, N * C);
+    if (train) fill<D>(neighbour_bar, N * C);
     for (long q = 0; q < t.pairs; q++) {
         const long i = t.first[q], j = t.second[q], place = q % BLOCK;
         const Num<D> envelope = one<D>(t.envelope, q);
@@ -169,43 +172,41 @@ static void embedding_back(const Weights& w, Part& p) {
             const Num<D> bi = get<D>(t.mixed_bar, i * 2 * C + C + c), bj = get<D>(t.mixed_bar, j * 2 * C + C + c);
             const Num<D> f = get<D>(t.neighbour_filter, q * C + c);
             const Num<D> g = bi * get<D>(t.neighbour, j * C + c) + bj * get<D>(t.neighbour, i * C + c), h = envelope * g;
-            store(t.filter_bar.v + place * C + c, h.v);
-            if constexpr (D) {
-                store(t.filter_bar.d + place * C + c, h.d);
+            put_both<D>(t.filter_bar, place * C + c, h);
+            if constexpr (train) {
                 add<D>(neighbour_bar, j * C + c, f * envelope * bi);
                 add<D>(neighbour_bar, i * C + c, f * envelope * bj);
             } else
                 through += f.v * g.v;
         }
-        if constexpr (!D) t.envelope_bar[q] += sum(through);
+        if constexpr (!train) t.envelope_bar[q] += sum(through);
         if (place == BLOCK - 1 || q == t.pairs - 1) {
             const long from = q - place, R = w.s.radial;
-            if constexpr (D)
-                gradient(w.neighbour_filter, place + 1, t.filter_bar, t.basis.at(from * R), R);
-            else
-                product_back(w.neighbour_filter, place + 1, t.filter_bar.v, t.basis_bar + from * R, R, true);
+            filters_back<G>(w.neighbour_filter, place + 1, t.filter_bar, t.basis.at(from * R), t.basis_bar + from * R);
         }
     }
-    if constexpr (D) {
+    if constexpr (train) {
         wait(p);
         collect<D>(p, a.neighbour_bar, 0, C);
     }
 }
 
-template <bool D>
+// For the goal PARAMETERS the adjoints of the features are given, in t.read1_bar and the last layer's vectors_bar.
+template <Goal G>
 static void backward(const Weights& w, Part& p) {
+    constexpr bool D = dual(G);
     Tape &t = p.pairs, &a = p.atoms;
     const long P = t.pairs, C = w.s.channels, L = w.s.layers;
-    if constexpr (!D) {
+    if constexpr (G == FORCES) {
         __builtin_memset(t.basis_bar, 0, P * w.s.radial * sizeof(float));
         __builtin_memset(t.envelope_bar, 0, P * sizeof(float));
         __builtin_memset(t.direction_bar, 0, 3 * P * sizeof(float));
     }
-    read_out_back<D>(w, a, a.layer[L - 1].vectors, a.layer[L - 1].vectors_bar);
+    if constexpr (G != PARAMETERS) read_out_back<D>(w, a, a.layer[L - 1].vectors, a.layer[L - 1].vectors_bar);
     fill<D>(a.x_bar, a.atoms * C);
-    normalise_back<D>(a.atoms, C, a.read1_bar, 2 * C, a.xhat, a.rstd, w.norm_w, w.norm_gw, w.norm_gb, a.x_bar);
-    for (long k = L - 1; k >= 0; k--) layer_back<D>(w, p, k);
-    embedding_back<D>(w, p);
+    normalise_back<G>(a.atoms, C, a.read1_bar, 2 * C, a.xhat, a.rstd, w.norm_w, w.norm_gw, w.norm_gb, a.x_bar);
+    for (long k = L - 1; k >= 0; k--) layer_back<G>(w, p, k);
+    embedding_back<G>(w, p);
 }
 
 // Forces (N, 3) += from the adjoints of the pairs' geometry.

@@ -44,7 +44,7 @@ void run_forward(const Weights& w, Part& p, const double* positions, const doubl
 // Seeds: derivative of the loss by each atom's energy in t.seed.d, the energy's own adjoint (1) in t.seed.v.
 void run_forces(const Weights& w, Part& p, float* out) {
     for (long n = 0; n < p.atoms.atoms; n++) p.atoms.seed.v[n] = 1.0f;
-    backward<false>(w, p);
+    backward<FORCES>(w, p);
     leave();
     forces(w, p, out);
 }
@@ -58,10 +58,29 @@ void run_training(const Weights& w, Part& p, const float* displacement) {
     wait(p);
     displace(w, t, displacement);
     forward<true>(w, p, 0);
-    backward<true>(w, p);
+    backward<ALONG>(w, p);
+    leave();
+}
+
+void run_features(const Weights& w, Part& p, const double* positions, const double* offsets, float* scalars, float* vectors) {
+    const Tape& a = p.atoms;
+    const long C = w.s.channels;
+    geometry(w, p.pairs, positions, offsets ? offsets + 3 * p.first_pair : 0);
+    encode<false>(w, p);
+    leave();
+    for (long n = 0; n < a.atoms; n++) __builtin_memcpy(scalars + (p.first_atom + n) * C, a.read1.v + n * 2 * C, C * sizeof(float));
+    __builtin_memcpy(vectors + p.first_atom * 3 * C, a.layer[w.s.layers - 1].vectors.v, a.atoms * 3 * C * sizeof(float));
+}
+
+void run_training_features(const Weights& w, Part& p, const float* scalars_bar, const float* vectors_bar) {
+    Tape& a = p.atoms;
+    const long C = w.s.channels;
+    for (long n = 0; n < a.atoms; n++) __builtin_memcpy(a.read1_bar.v + n * 2 * C, scalars_bar + (p.first_atom + n) * C, C * sizeof(float));
+    __builtin_memcpy(a.layer[w.s.layers - 1].vectors_bar.v, vectors_bar + p.first_atom * 3 * C, a.atoms * 3 * C * sizeof(float));
+    backward<PARAMETERS>(w, p);
     leave();
 }
 }
 
 extern const Kernel KERNEL;
-const Kernel KERNEL = {VL, load_weights, run_forward, run_forces, run_training};
+const Kernel KERNEL = {VL, load_weights, run_forward, run_forces, run_training, run_features, run_training_features};
