@@ -112,7 +112,7 @@ def main() -> None:
     sizes = {"channels": 64, "layers": 3, "heads": 4, "radial": 32} if given.size == "small" else {}
     compiled = Potential({"encoder": {"name": "equivariant-transformer", **sizes}, "head": {"noise": True}})
     plain = copy.deepcopy(compiled)
-    plain.kernels = lambda batch: None  # type: ignore[method-assign]
+    plain.kernels = lambda batch, forces=True: None  # type: ignore[method-assign]
     with resources.as_file(resources.files("forcewell.bundled")) as folder:
         mixed = open_data(folder / "qm7x_hand.npz")
     rows = np.random.default_rng(0).permutation(len(mixed))[:16]
