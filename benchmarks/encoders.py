@@ -95,7 +95,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     keep_memory()
     torch.manual_seed(0)
-    potential_module.instructions = lambda *_: 0
+    potential_module.instructions = lambda *_, **__: 0
     settings = SMALL[given.encoder] if given.size == "small" else {}
     potential = Potential({"encoder": {"name": given.encoder, **settings, **({"layers": given.layers} if given.layers else {})}})
     potential.requires_grad_(not given.forces)

@@ -27,6 +27,7 @@ def forcewell(weights: str | None, small: bool) -> tuple[torch.nn.Module, float,
     """Forcewell's Equivariant Transformer: TorchMD-Net's weights, or the packaged small model."""
     from forcewell.batch import Batch
     from forcewell.checkpoint import load
+    from forcewell.fused import Fused
     from forcewell.nn import equivariant_transformer, heads
     from forcewell.potential import Potential
     from forcewell.process import keep_memory
@@ -46,6 +47,8 @@ def forcewell(weights: str | None, small: bool) -> tuple[torch.nn.Module, float,
             module.load_state_dict(read(part))
         for block in model.head.blocks:  # lengths of vectors as sharp as TorchMD-Net's: random weights make them tiny
             block.softening = heads.SHARP
+    if os.environ.get("ATEN_CPU_CAPABILITY") == "avx2":  # as PyTorch's own kernels then (peers.py --avx2)
+        model._fused = Fused(model.encoder, model.head, 8)
 
     def call(s: Structure) -> tuple[torch.Tensor, torch.Tensor]:
         batch = Batch.from_block(Block(s.counts.numpy(), {"numbers": s.numbers.numpy(), "positions": s.positions.numpy()}))
@@ -89,6 +92,8 @@ def main() -> None:
         if verb == "info":
             answer = {"parameters": sum(p.numel() for p in model.parameters()), "cutoff": cutoff, "torch": torch.__version__}
             answer["path"] = str(getattr(model, "path", "PyTorch, eager"))
+            if getattr(model, "_fused", None) is not None:
+                answer["path"] = "compiled kernels, AVX2"
         elif verb == "save":
             np.savez(words[0], **{name: value.numpy() for name, value in model.state_dict().items()})
         elif verb == "forces":

@@ -46,6 +46,8 @@ PEERS = {  # model: environment and what it is
     "forcewell-small": ("", "Forcewell's packaged model: ET, 3 layers, 64 channels, 32 radial functions"),
 }
 CASES = ("aspirin", "nylon-106", "nylon-366", "train:qm9-32x20")
+# What PyTorch's libraries have instead of AVX-512 and AMX; Forcewell's kernels then are those for AVX2, too (peer_models.py).
+AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 TUNED = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**28)}
 
 
@@ -201,8 +203,10 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.5)
+    parser.add_argument("--avx2", action="store_true", help="all without AVX-512 and AMX")
     parser.add_argument("--again", action="store_true", help="measure peers again that are in the file")
     given = parser.parse_args()
+    os.environ.update(AVX2 if given.avx2 else {})
     rows: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
     geometry, weights = structures(given.cache / "structures.npz"), given.cache / "weights.npz"
     if not weights.exists():
