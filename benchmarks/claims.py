@@ -6,9 +6,9 @@ Usage: .venv/bin/python benchmarks/claims.py DATA OUT [--groups encoders ...] [-
 DATA and how an arm runs are those of benchmarks/evidence.py: pre-training on multi-molecule data without the benchmark molecules, then
 fine-tuning on frames of revised MD17 with a learning rate chosen by validation frames, errors on the 1,000 test frames of the official
 split. Here every pre-training evaluates 100,000 conformations (displaced copies counted) and every fine-tuning takes 4,000 steps of 8.
-Resumable; what is finished is not done again. Results: OUT/results/ENCODER-OBJECTIVE-SEED.json. One arm on one core of a busy
-machine: 8 to 15 minutes with the Equivariant Transformer and SchNet (denoising by PyTorch the longest), 20 with EGNN, and, estimated from
-single steps, half an hour with GemNet-T at half the budget.
+Resumable; what is finished is not done again. Results: OUT/results/ENCODER-OBJECTIVE-SEED.json. One arm of ethanol on one core of a busy
+machine: 5 to 10 minutes with the Equivariant Transformer and its compiled kernels (DeNS, which has none, 20 to 30), 8 to 18 with SchNet, 16
+to 26 with EGNN, and, estimated from single steps, half an hour with GemNet-T at half the budget.
 
 Published claims, and where their figures come from: denoising lowers every encoder's energy error by 20-30 % (Wang et al.: encoders and
 energies), σ = 0.2 Å is best and 1 Å harms (noise-scale), the gain is largest with few data (data-efficiency), the force norm helps
@@ -45,7 +45,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "gemnet-t": {"name": "gemnet-t", "channels": 32, "layers": 2},
     "se3-transformer": {"name": "se3-transformer", "channels": 32, "layers": 2, "degrees": 2},
 }
-SLOW = 0.5  # share of the budget of the last two, scratch included, so that an arm takes ten minutes there, too
+SLOW = 0.5  # share of the budget of the last two, scratch included, so that an arm ends within an hour there, too
 
 
 def wang(sigma: float) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Usage: .venv/bin/python benchmarks/data.py --out DIR [--sections batches import sources ranks resume large] [--large 16000000]
 
 Every figure is for one core. What is compared is run in turns within one process, and the median over the rounds is given:
-rates in CPU time, which other programs on the machine disturb least, with wall time beside it. ``large`` needs about 9 GB of
+rates in CPU time, which other programs on the machine disturb least, with wall time beside it. ``large`` needs about 10 GB of
 disk for its store, removed at the end (--keep keeps it), and as much memory that the system may use as a file cache to be warm.
 """
 

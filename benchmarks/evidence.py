@@ -3,9 +3,12 @@
 Usage: .venv/bin/python benchmarks/evidence.py DATA OUT [--size small] [--arms scratch et-ore ...] [--seeds 0] [--stability]
        .venv/bin/python benchmarks/evidence.py DATA OUT --table
 
-DATA holds, by these paths, files that `forcewell data sources` says how to get: qm9/qm9_equilibrium.npz, qm7x/qm7x_hand.npz,
-spice/spice_replay500.npz, s66x8/s66x8.npz, rmd17/*.npz. Every part is resumable; what is finished is not done again. One arm takes
-about half an hour on one core; give two processes different arms to use two. Results: OUT/results/ARM-SEED.json.
+DATA holds, by these paths: qm7x/qm7x_hand.npz and s66x8/s66x8.npz, as they are in the package (src/forcewell/bundled);
+qm9/qm9_equilibrium.npz, all of QM9 without fluorine (github.com/ppqm/dataset-qm9; ids, natoms, z, pos); spice/spice_replay500.npz, 490
+conformations of SPICE (natoms, z, pos in Å, forces and energy in eV, smiles, charge, subset); rmd17/rmd17_MOLECULE_train_01.npz and
+..._test_01.npz, the frames of revised MD17's official split 01 (`forcewell data sources`: rmd17); rmd17/MOLECULE_4895.npz, those of its
+five training splits together (z, pos, energy, forces in kcal/mol). Every part is resumable; what is finished is not done again. One arm
+takes half an hour to one and a half on one core; give two processes different arms to use two. Results: OUT/results/ARM-SEED.json.
 
 An arm is a pre-training of a small Equivariant Transformer (64 channels, 3 layers), then, for each benchmark molecule and number of
 frames, a fine-tuning on forces with a learning rate chosen by validation frames, and the errors on the 1,000 test frames of the

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Pre-trains the quickstart's model with each form of the objective, fine-tunes each on ethanol with the same budget,
-# and prints the errors on the 1,000 test frames. One thread per run, JOBS (default 2) at a time.
-# Usage: benchmarks/objectives.sh OUT [SEED]      about 12 minutes on two CPU cores
+# and prints the errors on the 1,000 test frames. Two runs at a time, one thread each.
+# Usage: benchmarks/objectives.sh OUT [SEED]
 set -euo pipefail
 out=${1:?usage: benchmarks/objectives.sh OUT [SEED]}
 seed=${2:-0}
@@ -12,7 +12,8 @@ mkdir -p "$out"
 
 arm() { # NAME, then --set changes of the pre-training
     local name=$1; shift
-    $forcewell pretrain quickstart --out "$out/$name/pretraining" --set seed=$seed "$@"
+    $forcewell pretrain quickstart --out "$out/$name/pretraining" --set seed=$seed --set training.steps=500 \
+        --set "data=[{path: 'bundled:qm9', weight: 4}, {path: 'bundled:qm7x', weight: 5}]" "$@"
     $forcewell finetune quickstart-finetune --from "$out/$name/pretraining/model.safetensors" --out "$out/$name/ethanol" --set seed=$seed
 }
 scratch() {

@@ -1,4 +1,4 @@
-"""Do forces learned on small loops hold on large ones? Fine-tuning on loops of at most 64 atoms, tests on loops of 60 and 180.
+"""Do forces learned on small loops hold on large ones? Fine-tuning on loops of at most 60 atoms, tests on loops of 60 and 180.
 
 Usage: .venv/bin/python benchmarks/polymers.py OUT [--family gamma-butyrolactone] [--size small] [--parts data training ...] [--workers N]
 
@@ -7,8 +7,8 @@ simulated well. Here: trajectories at 500 K with GFN2-xTB of loops of 1, 3, 4 an
 them, and the same network from random weights; force errors on other trajectories of the 5-loop and on the 15-loop, which
 neither model has seen; then 10 ps of Langevin dynamics of the 15-loop with each model, and GFN2 single points of frames of that dynamics.
 
-Every part is resumable; what is finished is not done again. Result: OUT/polymers.json. For γ-butyrolactone about 30 minutes of one quiet
-core: 9 for the training and 5-loop data, 8 for the 15-loop's, 3 for the two trainings, 10 for the dynamics.
+Every part is resumable; what is finished is not done again. Result: OUT/polymers.json. For γ-butyrolactone about 25 minutes of one quiet
+core: 8 for the training and 5-loop data, 8 for the 15-loop's, 3 for the two trainings, 6 for the dynamics.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/scaling.py [--model forcewell-small] [--out docs/scaling] [--largest 20000] [--only atoms threads]
 
 Each point is a process of its own, so that its peak memory is its own, and is kept in OUT/scaling.json at once: the same command goes
-on where it was stopped. Least of three rounds: CPU time, and for several threads wall time, which wants a quiet machine. About 5 to 20
-minutes on two quiet cores with the packaged model. Plots: OUT/atoms.svg, replicas.svg, batch.svg, threads.svg.
+on where it was stopped. Least of three rounds: CPU time, and for several threads wall time, which wants a quiet machine. With the
+packaged model three minutes on two quiet cores with AVX-512, 20 on busy ones with AVX2. Plots: OUT/atoms.svg, replicas.svg, batch.svg, threads.svg.
 """
 
 import argparse

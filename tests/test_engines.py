@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -144,7 +145,7 @@ def test_any_ase_calculator() -> None:
     assert told.level == "GFN2-xTB"
 
 
-def test_a_model_as_engine() -> None:
+def test_a_model_as_engine(tmp_path: Path) -> None:
     from forcewell import calculator, load
     from forcewell.checkpoint import find_model
 
@@ -156,6 +157,10 @@ def test_a_model_as_engine() -> None:
     assert labels.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-3)
     assert abs(labels.forces - atoms.get_forces()).max() < 1e-3
     assert chosen.level.startswith("B3LYP/6-31G(2df,p) by forcewell-small")
+    shutil.copy(find_model("forcewell-small"), tmp_path / "model.safetensors")
+    assert engine(str(tmp_path)).label(system).energy == labels.energy  # a run's folder
+    with pytest.raises(InputError, match="is a folder without a model.safetensors"):
+        engine(str(tmp_path.parent))
 
 
 def test_an_scf_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,7 +108,7 @@ def finetune(
     Parameters
     ----------
     config
-        A YAML file, or the name of a recipe (forces: energies and forces of your data; quickstart-finetune).
+        A YAML file, or the name of a recipe (forces: labelled forces of your data; quickstart-finetune).
     out
         Run folder.
     """

@@ -12,7 +12,7 @@ from forcewell.errors import InputError, nearest
 
 __all__ = ["Engine", "EngineFailure", "Labels", "atoms_of", "engine", "labelled"]
 
-FORMS = "gfn2, gfn1, pyscf:METHOD/BASIS[+d3bj|+d4], ase:MODULE.CLASS, or a Forcewell model (.safetensors)"
+FORMS = "gfn2, gfn1, pyscf:METHOD/BASIS[+d3bj|+d4], ase:MODULE.CLASS, or a Forcewell model (.safetensors, or a run's folder)"
 MODELS = sorted(file.stem for file in Path(__file__).parents[1].joinpath("models").glob("*.safetensors"))
 
 
@@ -20,7 +20,7 @@ def engine(name: str, **settings: Any) -> Engine:
     """The engine of that name, ready to label.
 
     name: ``gfn2``, ``gfn1``; ``pyscf:METHOD/BASIS`` with ``+d3bj`` or ``+d4``, e.g. ``pyscf:PBE/def2-SVP+d3bj``;
-    ``ase:MODULE.CLASS``; the path or packaged name of a Forcewell model. settings: plain values, of the engine's class.
+    ``ase:MODULE.CLASS``; the path, run folder or packaged name of a Forcewell model. settings: plain values, of the engine's class.
 
     Raises InputError for an unknown engine or setting, and where its program is not installed (it names the extra).
     """
@@ -33,7 +33,7 @@ def engine(name: str, **settings: Any) -> Engine:
         return _made(dft.DFT, name, settings)
     if name.startswith(others.PREFIX):
         return _made(others.AnyASE, name, settings)
-    if name.endswith(".safetensors") or name in MODELS:
+    if name.endswith(".safetensors") or name in MODELS or Path(name).is_dir():
         return _made(others.Model, name, settings)
     raise InputError(f"unknown engine {name!r}{nearest(name, [*METHODS, *MODELS])}; expected {FORMS}")
 
