@@ -4,7 +4,8 @@
 
 Each point is a process of its own, so that its peak memory is its own, and is kept in OUT/scaling.json at once: the same command goes
 on where it was stopped. Least of three rounds: CPU time, and for several threads wall time, which wants a quiet machine. With the
-packaged model three minutes on two quiet cores with AVX-512, 20 on busy ones with AVX2. Plots: OUT/atoms.svg, replicas.svg, batch.svg, threads.svg.
+packaged model three minutes on two quiet cores with AVX-512, 20 on busy ones with AVX2. Plots: OUT/atoms.svg, replicas.svg,
+batch.svg, threads.svg.
 """
 
 import argparse
