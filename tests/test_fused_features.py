@@ -14,6 +14,7 @@ from forcewell.potential import Potential
 __all__ = ["crystals", "molecules", "threads"]  # fixtures
 
 WHITENED = {"channels": 32, "layers": 2, "heads": 2, "radial": 16, "vector_norm": "whitened"}
+GIVEN = {"channels": 32, "layers": 2, "heads": 2, "radial": 16, "given_forces": True}
 HEADS = {"noise": True, "properties": {"names": ["dipole", "gap"], "classes": False, "mean": [0.0, 0.0], "spread": [1.0, 1.0]}}
 
 
@@ -36,8 +37,15 @@ def learn(potential: Potential, batch: Batch, forces: bool = False) -> dict[str,
     return {name: value.detach().double() for name, value in (named | gradients).items()}
 
 
+def give_forces(batch: Batch) -> Batch:
+    """To every other conformation, as DeNS does."""
+    given = torch.randn(batch.positions.shape, generator=torch.Generator().manual_seed(5)).to(batch.positions)
+    batch.given_forces = torch.where((batch.molecule % 2 == 0)[:, None], given, torch.nan)
+    return batch
+
+
 @pytest.mark.parametrize("lanes", sorted(fused.INSTRUCTIONS))
-@pytest.mark.parametrize("sizes", [*SIZES, WHITENED], ids=lambda sizes: f"{sizes['channels']}{' whitened' * ('vector_norm' in sizes)}")
+@pytest.mark.parametrize("sizes", [*SIZES, WHITENED, GIVEN], ids=lambda sizes: f"{sizes['channels']} {[*sizes][4:5]}")
 @pytest.mark.parametrize("kind", ["molecules", "crystals"])
 def test_equal_to_pytorch(
     kind: str, sizes: dict[str, Any], lanes: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
@@ -45,6 +53,8 @@ def test_equal_to_pytorch(
     batch: Batch = request.getfixturevalue(kind)
     batch.condition = torch.arange(len(batch)) % 2 if sizes.get("conditions") else torch.zeros_like(batch.condition)
     batch.charge, batch.level = torch.arange(len(batch)) % 3 - 1, torch.arange(len(batch)) % 2  # read by those that have them
+    if sizes is GIVEN:
+        batch = give_forces(batch)
     potential = potential_with_heads(**sizes)
     if not use(potential, lanes):
         assert lanes > 4
@@ -66,16 +76,18 @@ def test_whitened_vectors_have_features_but_no_forces(molecules: Batch) -> None:
     """The kernels' energy reads vectors as they are."""
     potential = potential_with_heads(**WHITENED)
     assert potential.kernels(molecules, forces=False) is not None and potential.kernels(molecules) is None
-    assert potential.path.startswith("PyTorch") and potential.path_of(forces=False).startswith("compiled kernels")
+    assert potential.path.startswith("PyTorch") and potential.path_of({"noise": True}).startswith("compiled kernels")
     right = learn(in_float64(potential), molecules.to(dtype=torch.float64), forces=True)["forces"]
     error = apart(learn(potential, molecules, forces=True)["forces"], right)
     print(f"forces {error:.1e}")
     assert error < 1e-4
 
 
-def test_beside_forces(molecules: Batch) -> None:
+@pytest.mark.parametrize("sizes", [SIZES[0], GIVEN], ids=["plain", "given forces"])
+def test_beside_forces(sizes: dict[str, Any], molecules: Batch) -> None:
     """Objectives on forces and on noise of one prediction: both by kernels, and their gradients add up."""
-    potential = potential_with_heads(**SIZES[0])
+    potential = potential_with_heads(**sizes)
+    molecules = give_forces(molecules) if sizes is GIVEN else molecules
     right = learn(in_float64(potential), molecules.to(dtype=torch.float64), forces=True)
     right = {name: value for name, value in right.items() if value.abs().max() > 0}
     assert potential.kernels(molecules) is not None
@@ -83,19 +95,22 @@ def test_beside_forces(molecules: Batch) -> None:
     worst = max(off, key=lambda name: off[name])
     print(f"forces {off['forces']:.1e}, noise {off['noise']:.1e}, {worst} {off[worst]:.1e}")
     assert off["forces"] < 1e-5 and off[worst] < 1e-4
+    if sizes is GIVEN:
+        assert right["encoder.force_embedding.directions"].abs().max() > 0  # the control: they matter
 
 
 @pytest.mark.parametrize("kind", ["one system", "a large system and small ones"])
-@pytest.mark.parametrize("sizes", [SIZES[0], SIZES[2]], ids=["64", "256"])
+@pytest.mark.parametrize("sizes", [SIZES[0], SIZES[2], {**GIVEN, "channels": 64}], ids=["64", "256", "64, given forces"])
 def test_several_threads(kind: str, sizes: dict[str, Any], threads: Callable[[int], None]) -> None:
     small = [liquid(5), liquid(7)]
-    batch = Batch.from_systems([liquid(64), *(small if kind != "one system" else [])])
+    batch = give_forces(Batch.from_systems([liquid(64), *(small if kind != "one system" else [])]))
     potential = potential_with_heads(**sizes)
     threads(1)
-    right = learn(potential, batch)
+    forces = "given_forces" in sizes
+    right = learn(potential, batch, forces)
     for count in (2, 3):
         threads(count)
-        found, again = learn(potential, batch), learn(potential, batch)
+        found, again = learn(potential, batch, forces), learn(potential, batch, forces)
         assert all(torch.equal(value, again[name]) for name, value in found.items())
         off = {name: apart(value, right[name]) for name, value in found.items() if right[name].abs().max() > 0}
         print(f"{count} threads: noise {off['noise']:.1e}, worst {max(off.values()):.1e}")

@@ -73,7 +73,7 @@ class CompiledSteps:
         motion = _Motion(len(state), state.chain.shape[2], state.drawn, self.ensemble, **self.numbers, weights=SUZUKI_YOSHIDA)
         for name, tensor in tensors.items():
             setattr(motion, name, None if tensor is None else tensor.data_ptr())
-        kernels.load(kernels.parameters())
+        kernels.load()
         threads = ctypes.c_long(torch.get_num_threads())
         if kernels.functions.forcewell_advance(kernels.handle, ctypes.byref(motion), ctypes.c_long(steps), threads):
             raise MemoryError("not enough memory for the neighbours of these molecules")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -145,7 +146,7 @@ class Potential(nn.Module):
         differentiate = forces or stress or gradient_noise
         kernels = None if stress or gradient_noise else self.kernels(batch, forces)
         if kernels is not None:
-            return self._by_kernels(kernels, batch, forces, noise, properties, torch.is_grad_enabled() and (create_graph or not forces))
+            return self._by_kernels(kernels, batch, forces, noise, properties, create_graph)
         grad = torch.enable_grad() if differentiate else torch.set_grad_enabled(torch.is_grad_enabled())
         half = torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bfloat16" else contextlib.nullcontext()
         with grad, products(self.precision):
@@ -172,23 +173,24 @@ class Potential(nn.Module):
             prediction.energy = prediction.energy.detach()
         return prediction
 
-    def _by_kernels(self, kernels: Fused, batch: Batch, forces: bool, noise: bool, properties: bool, graph: bool) -> Prediction:
+    def _by_kernels(self, kernels: Fused, batch: Batch, forces: bool, noise: bool, properties: bool, create_graph: bool) -> Prediction:
         """``forward`` where compiled kernels give energies and forces, or the features that the heads read."""
-        with torch.set_grad_enabled(graph):
-            found, features = None, kernels.features(batch, graph) if noise or properties or not forces else None
+        graph, found = torch.is_grad_enabled(), None
+        features = kernels.features(batch, graph) if noise or properties or not forces else None
+        with torch.set_grad_enabled(graph and (create_graph or not forces)):
             if forces:
-                atomic, found = kernels(batch, graph)
+                atomic, found = kernels(batch, torch.is_grad_enabled())
                 energy = sum_atoms(atomic, batch)
             else:
                 energy = self.head.energies(features, batch)  # type: ignore[operator]
             scale = self.energy_scale(batch)
             if scale is not None:
                 energy, found = energy * scale, found if found is None else found * scale.index_select(0, batch.molecule)[:, None]
-            prediction = Prediction(energy, found)
-            if features is not None and properties and self.property_head is not None:
-                prediction.properties = self.property_head(features, batch)
-            if features is not None and noise:
-                prediction.noise = self._noise(features, batch.positions, create_graph=False)
+        prediction = Prediction(energy, found)
+        if features is not None and properties and self.property_head is not None:
+            prediction.properties = self.property_head(features, batch)
+        if features is not None and noise:
+            prediction.noise = self._noise(features, batch.positions, create_graph=False)
         return prediction
 
     def energy_scale(self, batch: Batch) -> Tensor | None:
@@ -214,10 +216,10 @@ class Potential(nn.Module):
             return None
         if batch.positions.dtype != torch.float32 or batch.positions.device.type != "cpu" or self.dtype != torch.float32:
             return None
-        if self.encoder.force_embedding is not None and not bool(torch.isnan(batch.given_forces).all()):
-            return None
+        if not math.isfinite(float(batch.positions.sum())):
+            return None  # an atom that is nowhere is no atom alone: PyTorch's energy of it is no number
         half = self.precision == "bfloat16"
-        if self._fused is None or self._fused.half != half:
+        if self._fused is None or self._fused.half != half or not self._fused.of(self.encoder, self.head):
             found = instructions(self.encoder, self.head, forces=False)
             if found == 0:
                 return None
@@ -227,10 +229,11 @@ class Potential(nn.Module):
     @property
     def path(self) -> str:
         """How energies and forces are computed here, in words for the user."""
-        return self.path_of(forces=True)
+        return self.path_of({"forces": True})
 
-    def path_of(self, forces: bool) -> str:
-        """The same of energies and forces, or of the features that all else is read from."""
+    def path_of(self, asked: Mapping[str, bool]) -> str:
+        """The same of a prediction with these parts (``forward``)."""
+        forces = asked.get("forces", False)
         on_cpu, half = self.device.type == "cpu", self.precision == "bfloat16"
         products = f" (matrix products in {self.precision})" if half or (self.precision == "tf32" and not on_cpu) else ""
         if not on_cpu or self.dtype != torch.float32:
@@ -238,7 +241,8 @@ class Potential(nn.Module):
             return f"{'Triton kernels' if fused else 'PyTorch'} on {self.device.type}, {str(self.dtype).removeprefix('torch.')}{products}"
         if functions() is None:
             return f"PyTorch on cpu, float32{products} (no compiled kernels: the package was installed without a C++ compiler)"
-        found = instructions(self.encoder, self.head, forces=forces)
+        gradient_noise = asked.get("noise", False) and isinstance(self.noise_head, GradientNoise)
+        found = 0 if gradient_noise else instructions(self.encoder, self.head, forces=forces)
         if not found:
             return f"PyTorch on cpu, float32{products} (no compiled kernels for this model)"
         return f"compiled kernels, {INSTRUCTIONS[found]}{', weights of the linear maps in bfloat16' if half else ''}"

@@ -136,8 +136,8 @@ def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) 
         average = Potential(potential.config, levels=potential.levels, references=potential.references, elements=potential.elements)
         average.to(fabric.device, dtype).load_state_dict(potential.state_dict())
     if fabric.is_global_zero:
-        forces = outputs_of(parts.objectives)["forces"]
-        say(f"{'energies and forces' if forces else 'features of atoms'} by {potential.to(fabric.device).path_of(forces)}")
+        asked = outputs_of(parts.objectives)
+        say(f"{'energies and forces' if asked['forces'] else 'features of atoms'} by {potential.to(fabric.device).path_of(asked)}")
     hashes = [*parts.known, _sketch(parts.training)] if fabric.is_global_zero else []
     details = _details(config, parts)
 

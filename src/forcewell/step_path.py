@@ -105,7 +105,7 @@ class StepPath:
         if has_graphs(potential.device):
             return potential.encoder.capturable
         usual = potential.device.type == "cpu" and potential.dtype == torch.float32 and potential.precision == "float32"
-        has_kernels = potential.path_of(self.asked["forces"]).startswith("compiled")
+        has_kernels = potential.path_of(self.asked).startswith("compiled")
         return usual and (self._gain() is not None or self.setting == "always") and not has_kernels
 
     def begin(self) -> None:

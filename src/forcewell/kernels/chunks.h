@@ -68,10 +68,10 @@ void find_pairs(const double* r, long n, double cutoff, std::vector<int>& first,
 }
 
 // A tape for N atoms and P pairs in memory that a finished one left, if it is large enough.
-Tape open_tape(Model& m, long atoms, long pairs, bool train, long threads) {
+Tape open_tape(Model& m, long atoms, long pairs, bool train, bool given, long threads) {
     Tape t;
     memset((void*)&t, 0, sizeof t);
-    t.atoms = atoms, t.pairs = pairs, t.train = train, t.threads = threads;
+    t.atoms = atoms, t.pairs = pairs, t.train = train, t.given = given, t.threads = threads;
     const long need = place(t, m.w.s, nullptr);
     {
         std::lock_guard<std::mutex> guard(m.lock);
@@ -91,7 +91,7 @@ Tape open_tape(Model& m, long atoms, long pairs, bool train, long threads) {
 void close_tape(Model& m, const Tape& t) {
     std::lock_guard<std::mutex> guard(m.lock);
     m.spare.push_back(t);
-    if (m.spare.size() > 512) free(m.spare.front().memory), m.spare.erase(m.spare.begin());
+    if (m.spare.size() > Model::SPARE) free(m.spare.front().memory), m.spare.erase(m.spare.begin());
 }
 
 // First molecules of groups of about as many atoms as stay in cache together, and the number of molecules at the end.
@@ -126,15 +126,17 @@ void in_threads(long count, Work work) {
     for (std::thread& t : threads) t.join();
 }
 
-// Calls work(part) for each thread's part of a chunk's N atoms; leaves the tape open. False without memory.
+// Calls work(part) for each thread's part of a chunk's N atoms; leaves the tape open. vectors: (N, 3, C) before the first layer, or
+// null. False without memory.
 template <class Work>
-bool evaluate(Model& m, long atoms, const float* embedded, const float* neighbours, const Pairs& pairs, bool train, long together, Tape& t, Work work) {
+bool evaluate(Model& m, long atoms, const float* embedded, const float* neighbours, const float* vectors, const Pairs& pairs, bool train, long together, Tape& t, Work work) {
     const long C = m.w.s.channels, P = (long)pairs.first.size();
-    t = open_tape(m, atoms, P, train, together);
+    t = open_tape(m, atoms, P, train, vectors, together);
     if (!t.memory) return false;
     memcpy(t.first, pairs.first.data(), P * sizeof(int)), memcpy(t.second, pairs.second.data(), P * sizeof(int));
     memcpy(t.neighbour.v, neighbours, atoms * C * sizeof(float));
     for (long n = 0; n < atoms; n++) memcpy(t.mixed.v + n * 2 * C, embedded + n * C, C * sizeof(float));
+    if (vectors) memcpy(t.start.v, vectors, 3 * atoms * C * sizeof(float));
     in_threads(together, [&](long k) { work(t.part[k]); });
     return true;
 }
@@ -164,71 +166,95 @@ void by_chunks(long chunks, long threads, Helpers helpers, Work work) {
     });
 }
 
-struct Molecules {  // what forcewell_run and forcewell_features are given
+// Molecules with atoms offsets[m]..offsets[m+1], positions (N, 3) in float64, atom and neighbour embeddings (N, C), vectors before the
+// first layer (N, 3, C) or null. Pairs: given ones (first, second, lattice offsets (P, 3) in Å, sorted by molecule), or null: no
+// periodic images.
+struct Molecules {
     long count;
     const long* offsets;
     const double* positions;
-    const float *embedded, *neighbours;
+    const float *embedded, *neighbours, *vectors;
     long pair_count;
-    const int *pair_first, *pair_second;
-    const double* pair_offsets;
+    const int *first, *second;
+    const double* shifts;
 };
+
+// 1 where work() ran out of memory, else what it returns.
+template <class Work>
+long without_memory(Work work) {
+    try {
+        return work();
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+}
 
 // Calls work(part, first atom, positions, lattice offsets) for every part of every chunk of molecules. keep: returns the tapes.
 template <class Work>
 Run* run(Model& m, const Molecules& s, bool dual, long threads, bool keep, long* failed, Work work) {
     const long C = m.w.s.channels;
-    const std::vector<long> chunk = split(m, s.count, s.offsets);
-    const long chunks = (long)chunk.size() - 1;
-    Run* run = keep ? new Run : nullptr;
-    if (run) run->tapes.resize(chunks), run->start.resize(chunks);
-    std::vector<long> pair_start(chunks + 1, 0);
-    if (s.pair_first)
-        for (long c = 0, p = 0; c < chunks; c++) {
-            while (p < s.pair_count && s.pair_first[p] < s.offsets[chunk[c + 1]]) p++;
-            pair_start[c + 1] = p;
-        }
+    std::unique_ptr<Run> run;
     std::atomic<long> bad{0};
-    auto helpers = [&](long c) { return pay(m, s.offsets[chunk[c + 1]] - s.offsets[chunk[c]], threads); };
-    by_chunks(chunks, threads, helpers, [&](long c, long together) {
-        Pairs pairs;
-        const long begin = s.offsets[chunk[c]], atoms = s.offsets[chunk[c + 1]] - begin;
-        const double* positions = s.positions + 3 * begin;
-        if (s.pair_first) {
-            for (long p = pair_start[c]; p < pair_start[c + 1]; p++)
-                pairs.first.push_back(s.pair_first[p] - begin), pairs.second.push_back(s.pair_second[p] - begin);
-            pairs.offsets = s.pair_offsets + 3 * pair_start[c];
-        } else
-            search(positions, s.offsets + chunk[c], chunk[c + 1] - chunk[c], m.w.s.cutoff, pairs);
-        Tape t;
-        auto of_part = [&](Part& p) { work(p, begin, positions, pairs.offsets); };
-        if (!evaluate(m, atoms, s.embedded + begin * C, s.neighbours + begin * C, pairs, dual, together, t, of_part))
-            bad = 1;
-        else if (run)
-            run->tapes[c] = t, run->start[c] = begin;
-        else
-            close_tape(m, t);
+    bad |= without_memory([&] {
+        const std::vector<long> chunk = split(m, s.count, s.offsets);
+        const long chunks = (long)chunk.size() - 1;
+        if (keep) run = std::make_unique<Run>(), run->tapes.resize(chunks), run->start.resize(chunks);
+        std::vector<long> pair_start(chunks + 1, 0);
+        if (s.first)
+            for (long c = 0, p = 0; c < chunks; c++) {
+                while (p < s.pair_count && s.first[p] < s.offsets[chunk[c + 1]]) p++;
+                pair_start[c + 1] = p;
+            }
+        auto of_chunk = [&](long c, long together) -> long {
+            Pairs pairs;
+            const long begin = s.offsets[chunk[c]], atoms = s.offsets[chunk[c + 1]] - begin;
+            const double* positions = s.positions + 3 * begin;
+            if (s.first) {
+                for (long p = pair_start[c]; p < pair_start[c + 1]; p++) pairs.first.push_back(s.first[p] - begin), pairs.second.push_back(s.second[p] - begin);
+                pairs.offsets = s.shifts + 3 * pair_start[c];
+            } else
+                search(positions, s.offsets + chunk[c], chunk[c + 1] - chunk[c], m.w.s.cutoff, pairs);
+            Tape t;
+            auto of_part = [&](Part& p) { work(p, begin, positions, pairs.offsets); };
+            const float* vectors = s.vectors ? s.vectors + 3 * begin * C : nullptr;
+            if (!evaluate(m, atoms, s.embedded + begin * C, s.neighbours + begin * C, vectors, pairs, dual, together, t, of_part)) return 1;
+            if (run)
+                run->tapes[c] = t, run->start[c] = begin;
+            else
+                close_tape(m, t);
+            return 0;
+        };
+        auto helpers = [&](long c) { return pay(m, s.offsets[chunk[c + 1]] - s.offsets[chunk[c]], threads); };
+        by_chunks(chunks, threads, helpers, [&](long c, long together) { bad |= without_memory([&] { return of_chunk(c, together); }); });
+        return 0L;
     });
     *failed = bad;
-    return run;
+    return run.release();
 }
 
+struct Inputs {  // gradients by the embeddings (N, C) and by the vectors before the first layer (N, 3, C), the last or null
+    float *embedded, *neighbours, *vectors;
+};
+
 // Calls work(weights with places for gradients, part, first atom of its chunk) for every kept part, and adds up what it leaves there.
+// Returns 1 without memory.
 template <class Work>
-void gradients_of(Model& m, Run& run, long threads, float* const* gradients, float* embedded_bar, float* neighbours_bar, Work work) {
+long gradients_of(Model& m, Run& run, long threads, float* const* gradients, const Inputs& bar, Work work) {
     const long C = m.w.s.channels, chunks = (long)run.tapes.size();
-    long workers = std::min(threads, std::max(1L, chunks));
-    for (const Tape& t : run.tapes) workers = std::max(workers, t.threads);
-    std::vector<std::vector<float>> sums(workers);
-    long total = 0;
+    long workers = std::min(threads, std::max(1L, chunks)), total = 0, atoms = 0;
+    for (const Tape& t : run.tapes) workers = std::max(workers, t.threads), atoms += t.atoms + t.pairs / 4;
     parameters(m.w, [&](const float*&, float*&, long n) { total += n; });
-    long atoms = 0;
-    for (const Tape& t : run.tapes) atoms += t.atoms + t.pairs / 4;
+    std::vector<std::vector<float>> sums;
+    std::vector<std::vector<Layer>> layers;
+    const long failed = without_memory([&] {  // all of it now: no thread may leave those that wait for it
+        sums.assign(workers, std::vector<float>(total + 16, 0.0f));
+        layers.assign(workers, std::vector<Layer>(m.w.layer, m.w.layer + m.w.s.layers));
+        return 0L;
+    });
+    if (failed) return failed;
     in_threads(workers, [&](long k) {
-        sums[k].assign(total + 16, 0.0f);
         Weights w = m.w;
-        std::vector<Layer> layers(m.w.layer, m.w.layer + w.s.layers);
-        w.layer = layers.data();
+        w.layer = layers[k].data();
         float* place = sums[k].data();
         parameters(w, [&](const float*&, float*& gradient, long n) { gradient = place, place += n; });
         long before = 0;
@@ -241,8 +267,9 @@ void gradients_of(Model& m, Run& run, long threads, float* const* gradients, flo
             const long from = start + p.first_atom, own = p.atoms.atoms;
             work(w, p, start);
             auto found = [&](Array bar) { return t.train ? bar.d : bar.v; };
-            memcpy(neighbours_bar + from * C, found(p.atoms.neighbour_bar), own * C * sizeof(float));
-            for (long n = 0; n < own; n++) memcpy(embedded_bar + (from + n) * C, found(p.atoms.mixed_bar) + n * 2 * C, C * sizeof(float));
+            memcpy(bar.neighbours + from * C, found(p.atoms.neighbour_bar), own * C * sizeof(float));
+            for (long n = 0; n < own; n++) memcpy(bar.embedded + (from + n) * C, found(p.atoms.mixed_bar) + n * 2 * C, C * sizeof(float));
+            if (t.given) memcpy(bar.vectors + 3 * from * C, found(p.atoms.start_bar), 3 * own * C * sizeof(float));
         }
     });
     for (long k = 0; k < workers; k++) {
@@ -253,4 +280,36 @@ void gradients_of(Model& m, Run& run, long threads, float* const* gradients, flo
             place += n, to++;
         });
     }
+    return 0;
+}
+
+// Takes steps of molecules without periodic images. Returns 1 without memory, else 0.
+long move(Model& m, const Motion& s, long steps, long threads) {
+    const long C = m.w.s.channels;
+    const std::vector<long> chunk = split(m, s.molecules, s.offsets);
+    std::atomic<long> bad{0};
+    auto of_chunk = [&](long c, long together) -> long {
+        Pairs pairs;
+        const Group g = {chunk[c], chunk[c + 1], s.offsets[chunk[c]], s.offsets[chunk[c + 1]]};
+        const long atoms = g.end - g.begin;
+        std::vector<double> positions;
+        std::vector<float> energies(atoms), forces;
+        return !advance(s, g, steps, [&] {
+            positions.assign(s.seen + 3 * g.begin, s.seen + 3 * g.end), forces.assign(3 * atoms, 0.0f);
+            search(positions.data(), s.offsets + g.first, g.last - g.first, m.w.s.cutoff, pairs);
+            Tape t;
+            const float *embedded = s.embedded + g.begin * C, *neighbours = s.neighbours + g.begin * C;
+            auto of_part = [&](Part& p) {
+                m.kernel->forward(m.w, p, positions.data(), nullptr, energies.data());
+                m.kernel->forces(m.w, p, forces.data());
+            };
+            if (!evaluate(m, atoms, embedded, neighbours, nullptr, pairs, false, together, t, of_part)) return false;
+            close_tape(m, t);
+            take(s, g, energies.data(), forces.data());
+            return true;
+        });
+    };
+    auto helpers = [&](long c) { return pay(m, s.offsets[chunk[c + 1]] - s.offsets[chunk[c]], threads); };
+    by_chunks((long)chunk.size() - 1, threads, helpers, [&](long c, long together) { bad |= without_memory([&] { return of_chunk(c, together); }); });
+    return bad;
 }

@@ -80,84 +80,63 @@ void forcewell_load(void* model, const float* const* given) {
     m.kernel->load(m.w, m.own_basis.data());
 }
 
-// Atomic energies (N) and forces (N, 3) of molecules with atoms offsets[m]..offsets[m+1], positions (N, 3) in float64, atom and
-// neighbour embeddings (N, C). pairs: given ones (first, second, lattice offsets (P, 3) in Å, sorted by molecule), or null: no
-// periodic images. keep: returns a handle for forcewell_gradient; else null. failed: 1 without memory.
-void* forcewell_run(void* model, long molecules, const long* offsets, const double* positions, const float* embedded, const float* neighbours, long pair_count,
-                    const int* pair_first, const int* pair_second, const double* pair_offsets, long threads, long keep, float* energies, float* forces,
-                    long* failed) {
+// Some bits of every parameter in one number: whoever changes weights changes it, but by a rare chance.
+long forcewell_sample(void* model, const float* const* given) {
+    unsigned long hash = 14695981039346656037ul;
+    parameters(((Model*)model)->w, [&](const float*&, float*&, long n) {
+        const float* values = *given++;
+        const long step = n / 16 | 1;  // odd, and so not a column of a matrix
+        for (long i = 0; i < n; i += step) {
+            unsigned bits;
+            memcpy(&bits, values + i, sizeof bits);
+            hash = (hash ^ bits) * 1099511628211ul;
+        }
+    });
+    return (long)hash;
+}
+
+// Atomic energies (N) and forces (N, 3). keep: returns a handle for forcewell_gradient; else null. failed: 1 without memory.
+void* forcewell_run(void* model, const Molecules* given, long threads, long keep, float* energies, float* forces, long* failed) {
     Model& m = *(Model*)model;
-    const Molecules s = {molecules, offsets, positions, embedded, neighbours, pair_count, pair_first, pair_second, pair_offsets};
-    memset(forces, 0, 3 * offsets[molecules] * sizeof(float));
-    return run(m, s, keep, threads, keep, failed, [&](Part& p, long begin, const double* r, const double* shifts) {
+    memset(forces, 0, 3 * given->offsets[given->count] * sizeof(float));
+    return run(m, *given, keep, threads, keep, failed, [&](Part& p, long begin, const double* r, const double* shifts) {
         m.kernel->forward(m.w, p, r, shifts, energies + begin);
         m.kernel->forces(m.w, p, forces + 3 * begin);
     });
 }
 
-// As forcewell_run, but the features: scalars (N, C) and vectors (N, 3, C); keep: for forcewell_features_gradient.
-void* forcewell_features(void* model, long molecules, const long* offsets, const double* positions, const float* embedded, const float* neighbours, long pair_count,
-                         const int* pair_first, const int* pair_second, const double* pair_offsets, long threads, long keep, float* scalars, float* vectors,
-                         long* failed) {
+// The same of features: scalars (N, C) and vectors (N, 3, C). keep: for forcewell_features_gradient.
+void* forcewell_features(void* model, const Molecules* given, long threads, long keep, float* scalars, float* vectors, long* failed) {
     Model& m = *(Model*)model;
     const long C = m.w.s.channels;
-    const Molecules s = {molecules, offsets, positions, embedded, neighbours, pair_count, pair_first, pair_second, pair_offsets};
-    return run(m, s, false, threads, keep, failed, [&](Part& p, long begin, const double* r, const double* shifts) {
+    return run(m, *given, false, threads, keep, failed, [&](Part& p, long begin, const double* r, const double* shifts) {
         m.kernel->features(m.w, p, r, shifts, scalars + begin * C, vectors + 3 * begin * C);
     });
 }
 
 // Takes `steps` steps of molecular dynamics of molecules without periodic images. Returns 1 without memory, else 0.
 long forcewell_advance(void* model, const Motion* motion, long steps, long threads) {
-    Model& m = *(Model*)model;
-    const Motion& s = *motion;
-    const long C = m.w.s.channels;
-    const std::vector<long> chunk = split(m, s.molecules, s.offsets);
-    const long chunks = (long)chunk.size() - 1;
-    std::atomic<long> bad{0};
-    auto helpers = [&](long c) { return pay(m, s.offsets[chunk[c + 1]] - s.offsets[chunk[c]], threads); };
-    by_chunks(chunks, threads, helpers, [&](long c, long together) {
-        Pairs pairs;
-        const Group g = {chunk[c], chunk[c + 1], s.offsets[chunk[c]], s.offsets[chunk[c + 1]]};
-        const long atoms = g.end - g.begin;
-        std::vector<double> positions;
-        std::vector<float> energies(atoms), forces;
-        const bool done = advance(s, g, steps, [&] {
-            positions.assign(s.seen + 3 * g.begin, s.seen + 3 * g.end), forces.assign(3 * atoms, 0.0f);
-            search(positions.data(), s.offsets + g.first, g.last - g.first, m.w.s.cutoff, pairs);
-            Tape t;
-            const float *embedded = s.embedded + g.begin * C, *neighbours = s.neighbours + g.begin * C;
-            auto of_part = [&](Part& p) {
-                m.kernel->forward(m.w, p, positions.data(), nullptr, energies.data());
-                m.kernel->forces(m.w, p, forces.data());
-            };
-            if (!evaluate(m, atoms, embedded, neighbours, pairs, false, together, t, of_part)) return false;
-            close_tape(m, t);
-            take(s, g, energies.data(), forces.data());
-            return true;
-        });
-        if (!done) bad = 1;
-    });
-    return bad;
+    return without_memory([&] { return move(*(Model*)model, *motion, steps, threads); });
 }
 
 // Gradients of sum_n seeds_n E_n + sum displacement . dE/dr: by the parameters (added to `gradients`, in their order), the
-// atom embeddings and the neighbour embeddings (N, C). With displacement = -dL/dF this is what a loss L on forces needs.
-void forcewell_gradient(void* model, void* kept, const float* displacement, const float* seeds, long threads, float* const* gradients, float* embedded_bar,
-                        float* neighbours_bar) {
+// atom embeddings and the neighbour embeddings (N, C), and the vectors before the first layer, if they were given (N, 3, C).
+// With displacement = -dL/dF this is what a loss L on forces needs. Returns 1 without memory, else 0.
+long forcewell_gradient(void* model, void* kept, const float* displacement, const float* seeds, long threads, float* const* gradients,
+                        const Inputs* bar) {
     Model& m = *(Model*)model;
-    gradients_of(m, *(Run*)kept, threads, gradients, embedded_bar, neighbours_bar, [&](const Weights& w, Part& p, long start) {
+    return gradients_of(m, *(Run*)kept, threads, gradients, *bar, [&](const Weights& w, Part& p, long start) {
         memcpy(p.atoms.seed.d, seeds + start + p.first_atom, p.atoms.atoms * sizeof(float));
         m.kernel->train(w, p, displacement + 3 * start);
     });
 }
 
 // The same of a function of the features, from its derivatives by the scalars (N, C) and vectors (N, 3, C).
-void forcewell_features_gradient(void* model, void* kept, const float* scalars_bar, const float* vectors_bar, long threads, float* const* gradients,
-                                 float* embedded_bar, float* neighbours_bar) {
+long forcewell_features_gradient(void* model, void* kept, const float* scalars_bar, const float* vectors_bar, long threads, float* const* gradients,
+                                 const Inputs* bar) {
     Model& m = *(Model*)model;
     const long C = m.w.s.channels;
-    gradients_of(m, *(Run*)kept, threads, gradients, embedded_bar, neighbours_bar, [&](const Weights& w, Part& p, long start) {
+    return gradients_of(m, *(Run*)kept, threads, gradients, *bar, [&](const Weights& w, Part& p, long start) {
         m.kernel->train_features(w, p, scalars_bar + start * C, vectors_bar + 3 * start * C);
     });
 }

@@ -23,6 +23,8 @@ struct Model {
     long left = 0;
     std::mutex lock;
     std::vector<Tape> spare;  // memory of finished tapes
+    static const long SPARE = 512;
+    Model() { spare.reserve(SPARE + 1); }
 
     float* floats(long n) {
         const long bytes = (n * (long)sizeof(float) + 63) / 64 * 64;

@@ -68,7 +68,7 @@ struct LayerTape {
 
 struct Tape {
     long atoms, pairs, threads;
-    bool train;
+    bool train, given;       // with derivatives; with vectors before the first layer
     int *first, *second;     // (P) atoms of each pair
     float *distance;         // (P)
     Array envelope, direction, basis;         // (P), (P, 3) from first to second, (P, R)
@@ -84,6 +84,7 @@ struct Tape {
     Array read1_bar, map1_bar, vec1_bar, pre1_bar, gate1_bar, vout1_bar, read2_bar, map2_bar, pre2_bar, act1_bar;
     Array seed;              // (N) adjoint of each atom's energy
     Array zero;              // (N, 3, C) of zeros
+    Array start, start_bar;  // (N, 3, C) vectors before the first layer (input; no derivative), where they are given
     Array y;                 // (N, C) scratch
     Array filters, slopes, filter_bar;  // (4C) SiLU of a pair's and its slope, (BLOCK, 4C): scratch
     float *basis_bar, *envelope_bar, *direction_bar;

@@ -125,6 +125,11 @@ static void own_messages(const Sizes& s, const Layer& f, Tape& t, LayerTape& l, 
     }
 }
 
+// Are there vectors before layer k, which are they, and where do their adjoints go?
+static inline bool carried(const Tape& t, long k) { return k || t.given; }
+static inline Array before(const Tape& t, long k) { return k ? t.layer[k - 1].vectors : t.given ? t.start : t.zero; }
+static inline Array before_bar(const Tape& t, long k) { return k ? t.layer[k - 1].vectors_bar : t.given ? t.start_bar : t.zero; }
+
 // All messages of a layer: sums over the part's pairs, and after all threads' pairs the sums of the part's atoms.
 template <bool D, bool vec>
 static void exchange(const Weights& w, Part& p, long k) {
@@ -136,11 +141,11 @@ static void exchange(const Weights& w, Part& p, long k) {
     wait(p);
     fill<D>(summed, N * C);
     fill<D>(vectors, 3 * N * C);
-    messages<D, vec>(s, w.layer[k], t, l, vec ? t.layer[k - 1].vectors : t.zero, summed, vectors);
+    messages<D, vec>(s, w.layer[k], t, l, before(t, k), summed, vectors);
     wait(p);
     collect<D>(p, o.summed, 0, C);
     collect<D>(p, o.vectors, N * C, 3 * C);
-    own_messages<D, vec>(s, w.layer[k], a, o, vec ? a.layer[k - 1].vectors : a.zero, t.zero.d);
+    own_messages<D, vec>(s, w.layer[k], a, o, before(a, k), t.zero.d);
 }
 
 template <bool D>
@@ -203,16 +208,16 @@ static void encode(const Weights& w, Part& p) {
     for (long k = 0; k < w.s.layers; k++) {
         const Layer& f = w.layer[k];
         LayerTape& l = a.layer[k];
-        const Array before = k ? a.layer[k - 1].vectors : a.zero;
+        const bool vec = carried(a, k);
         normalise<D>(N, C, a.x, l.xhat, l.rstd, f.norm_w, f.norm_b, a.y, C);
         apply<D>(f.qkv, N, a.y, C, l.qkv);
-        if (k)
+        if (vec)
             exchange<D, true>(w, p, k);
         else
             exchange<D, false>(w, p, k);
         apply<D>(f.output, N, l.summed, C, l.out);
-        if (k) apply<D>(f.vectors, 3 * N, before, C, l.mapped);
-        update<D>(N, C, k > 0, l.out, l.mapped, before, a.x, l.vectors);
+        if (vec) apply<D>(f.vectors, 3 * N, before(a, k), C, l.mapped);
+        update<D>(N, C, vec, l.out, l.mapped, before(a, k), a.x, l.vectors);
     }
     normalise<D>(N, C, a.x, a.xhat, a.rstd, w.norm_w, w.norm_b, a.read1, 2 * C);
 }

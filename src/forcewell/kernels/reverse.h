@@ -115,16 +115,16 @@ static void exchange_back(const Weights& w, Part& p, long k) {
     const long N = t.atoms, C = w.s.channels;
     LayerTape &l = t.layer[k], &o = a.layer[k];
     // The tape's own adjoint of the vectors before already holds what came through their maps.
-    const Array qkv_bar = target(p, l.qkv_bar, 0), before_bar = vec ? target(p, t.layer[k - 1].vectors_bar, 5 * N * C) : t.zero;
+    const Array qkv_bar = target(p, l.qkv_bar, 0), sum = vec ? target(p, before_bar(t, k), 5 * N * C) : t.zero;
     wait(p);
     fill<D>(qkv_bar, N * 5 * C);
-    if (vec && p.rank) fill<D>(before_bar, N * 3 * C);
-    Reverse<D> r = reverse<D>(t, l, vec ? t.layer[k - 1].vectors : t.zero, qkv_bar, before_bar);
+    if (vec && p.rank) fill<D>(sum, N * 3 * C);
+    Reverse<D> r = reverse<D>(t, l, before(t, k), qkv_bar, sum);
     messages_back<G, vec>(w.s, w.layer[k], t, l, r);
     wait(p);
     collect<D>(p, o.qkv_bar, 0, 5 * C);
-    if (vec) collect<D>(p, a.layer[k - 1].vectors_bar, 5 * N * C, 3 * C);
-    Reverse<D> own = reverse<D>(a, o, vec ? a.layer[k - 1].vectors : a.zero, o.qkv_bar, vec ? a.layer[k - 1].vectors_bar : a.zero);
+    if (vec) collect<D>(p, before_bar(a, k), 5 * N * C, 3 * C);
+    Reverse<D> own = reverse<D>(a, o, before(a, k), o.qkv_bar, before_bar(a, k));
     own_messages_back<G, vec>(w, w.layer[k], a, o, own, t.zero.d);
 }
 
@@ -135,12 +135,13 @@ static void layer_back(const Weights& w, Part& p, long k) {
     const long N = a.atoms, C = w.s.channels;
     const Layer& f = w.layer[k];
     LayerTape& l = a.layer[k];
-    const Array before = k ? a.layer[k - 1].vectors : a.zero, before_bar = k ? a.layer[k - 1].vectors_bar : a.zero;
-    update_back<D>(N, C, k > 0, l.out, l.mapped, a.x_bar, l.vectors_bar, l.out_bar, l.mapped_bar);
+    const bool vec = carried(a, k);
+    update_back<D>(N, C, vec, l.out, l.mapped, a.x_bar, l.vectors_bar, l.out_bar, l.mapped_bar);
     apply_back<D>(f.output, N, l.out_bar, l.summed_bar, C, false);
-    if (k) {
-        for (long i = 0; i < 3 * N * C; i += VL) put<D>(before_bar, i, get<D>(l.vectors_bar, i));
-        apply_back<D>(f.vectors, 3 * N, l.mapped_bar, before_bar, C, true);
+    if (vec) {
+        const Array carry = before_bar(a, k);
+        for (long i = 0; i < 3 * N * C; i += VL) put<D>(carry, i, get<D>(l.vectors_bar, i));
+        apply_back<D>(f.vectors, 3 * N, l.mapped_bar, carry, C, true);
         exchange_back<G, true>(w, p, k);
     } else
         exchange_back<G, false>(w, p, k);
@@ -148,7 +149,7 @@ static void layer_back(const Weights& w, Part& p, long k) {
     normalise_back<G>(N, C, l.norm_bar, C, l.xhat, l.rstd, f.norm_w, f.norm_gw, f.norm_gb, a.x_bar);
     if constexpr (G != FORCES) {
         gradient<G>(f.output, N, l.out_bar, l.summed, C);
-        if (k) gradient<G>(f.vectors, 3 * N, l.mapped_bar, before, C);
+        if (vec) gradient<G>(f.vectors, 3 * N, l.mapped_bar, before(a, k), C);
         renormalise<D>(N, C, l.xhat, f.norm_w, f.norm_b, a.y);
         gradient<G>(f.qkv, N, l.qkv_bar, a.y, C);
     }

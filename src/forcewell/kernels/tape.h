@@ -16,7 +16,7 @@ struct Arena {
     }
 };
 
-// Every array of a layer with its numbers per atom, or per pair. `below`: is there a layer before it?
+// Every array of a layer with its numbers per atom, or per pair. `below`: are there vectors before it?
 template <class Atoms, class Pairs>
 void walk(LayerTape& l, const Sizes& s, bool below, bool train, Atoms atoms, Pairs pairs) {
     const long C = s.channels;
@@ -46,6 +46,7 @@ void walk(Tape& t, const Sizes& s, Atoms atoms, Pairs pairs) {
     Array* half[] = {&t.vec1, &t.vout1, &t.map2, &t.vec1_bar, &t.vout1_bar, &t.map2_bar};
     for (Array* h : half) atoms(*h, 3 * C2);
     atoms(t.act1_bar, C), atoms(t.seed, 1), atoms(t.y, C);
+    atoms(t.start, t.given ? 3 * C : 0), atoms(t.start_bar, t.given ? 3 * C : 0);
 }
 
 // Points the part's views at its rows, atoms and pairs being divided evenly.
@@ -66,7 +67,8 @@ static void look(const Tape& t, const Sizes& s, Part& p) {
     a.layer = p.atom_layers, b.layer = p.pair_layers;
     for (long l = 0; l < s.layers; l++) {
         a.layer[l] = b.layer[l] = t.layer[l];
-        walk(a.layer[l], s, l > 0, t.train, atoms, none), walk(b.layer[l], s, l > 0, t.train, none, pairs);
+        const bool below = l > 0 || t.given;
+        walk(a.layer[l], s, below, t.train, atoms, none), walk(b.layer[l], s, below, t.train, none, pairs);
         walk_adjoints(a.layer[l], s, atoms);
     }
 }
@@ -86,7 +88,7 @@ static long place(Tape& t, const Sizes& s, char* base) {
     LayerTape sink;
     for (long l = 0; l < s.layers; l++) {
         LayerTape& k = base ? layer[l] : sink;
-        walk(k, s, l > 0, t.train, atoms, pairs);
+        walk(k, s, l > 0 || t.given, t.train, atoms, pairs);
         if (t.train || l < 2)
             walk_adjoints(k, s, atoms);
         else if (base) {

@@ -54,6 +54,7 @@ void run_training(const Weights& w, Part& p, const float* displacement) {
     if (!p.rank) {  // what does not move
         __builtin_memset(t.zero.d, 0, (3 * t.atoms + 4) * w.s.channels * sizeof(float));
         __builtin_memset(t.neighbour.d, 0, t.atoms * w.s.channels * sizeof(float));
+        if (t.given) __builtin_memset(t.start.d, 0, 3 * t.atoms * w.s.channels * sizeof(float));
     }
     wait(p);
     displace(w, t, displacement);
