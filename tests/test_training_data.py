@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import ase.build
 import ase.io
@@ -204,7 +205,7 @@ def water_store(path: Path, minima: int, others: int = 0, labels: tuple[str, ...
     return str(path)
 
 
-def gathered(tmp_path: Path, *data: str, **changes: object) -> list[np.ndarray]:
+def gathered(tmp_path: Path, *data: dict[str, Any] | str, **changes: object) -> list[np.ndarray]:
     """The training rows of each source."""
     tree = settings(*data, exclude="none", **{"validation": {"fraction": 0.2, "by": "random"}, **changes})
     run = load_config(str(write_yaml(tmp_path / "c.yaml", tree)))
@@ -222,3 +223,22 @@ def test_minima_displaced_in_place_must_leave_labels(tmp_path: Path) -> None:
             gathered(tmp_path, *data, objectives=objectives)
     assert len(gathered(tmp_path, only, mixed, objectives=both)) == 2
     assert len(gathered(tmp_path, only, objectives={"energy": {}, "force-denoising": {"place": "copies"}})) == 1
+
+
+def test_an_auxiliary_objective_does_not_make_data_useful(tmp_path: Path) -> None:
+    """Denoising beside labels needs labels; what is missing is named, by the objectives that would read it."""
+    bare, forces = water_store(tmp_path / "bare.fw", 0, 20, labels=()), water_store(tmp_path / "forces.fw", 0, 20, labels=("forces",))
+    beside = {"coordinate-denoising": {"place": "with-labels"}}
+    for data, objectives, missing in (
+        (bare, {"energy": {}, **beside}, "energies"),
+        (forces, {"energy": {}, **beside}, "energies"),
+        (bare, {"forces": {}, "zero-force": {}}, "forces or minima"),
+        (bare, {"energy": {}, "dens": {}}, "energies or forces"),
+        (bare, {"energy": {}, "property": {"names": ["homo"]}}, "energies or property homo \\(its own: none\\)"),
+    ):
+        with pytest.raises(InputError, match=f"nothing to learn here with [a-z, -]*: it has no {missing}$"):
+            gathered(tmp_path, data, objectives=objectives)
+    with pytest.raises(InputError, match=r"nothing to learn here with no objective: data\.\*\.objectives names none"):
+        gathered(tmp_path, {"path": forces, "objectives": []}, objectives={"forces": {}})
+    assert len(gathered(tmp_path, forces, objectives={"forces": {}, **beside})) == 1
+    assert len(gathered(tmp_path, bare, objectives="wang")) == 1

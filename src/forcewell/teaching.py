@@ -25,14 +25,9 @@ def serves(dataset: Dataset, rows: np.ndarray, applied: Sequence[Objective], nam
     """Raises InputError where none of the objectives that apply to this source can learn anything from it."""
     if any(_useful(objective, dataset, rows) for objective in applied):
         return
-    has = "it has neither forces nor minima that they need"
-    for objective in applied:
-        if isinstance(objective, PropertyMatching):
-            known = ", ".join(sorted(dataset.properties)) or "none"
-            has = f"it has none of the properties {', '.join(objective.names)} (its own: {known})"
-    if all("energy" in objective.needs for objective in applied):
-        has = "it has no energies"
-    elif "energy" in dataset.fields:
+    wanted = " or ".join(_wanted(applied, dataset))
+    has = f"it has no {wanted}" if wanted else "data.*.objectives names none"
+    if "energy" in dataset.fields:
         has += "; it has energies, which --set objectives=joint learns, with or without forces"
     if isinstance(dataset, MemoryData):
         source = dataset.sources[0]
@@ -56,6 +51,17 @@ def labels_left(objectives: Sequence[Objective], training: Sequence[Source]) -> 
                 f"objectives.{moving.name}.place 'instead' leaves nothing for {objective.name}: it moves minima, and no other "
                 "conformation to train on has a label for it; use 'copies'"
             )
+
+
+def _wanted(applied: Sequence[Objective], dataset: Dataset) -> list[str]:
+    """In words, each thing that some of the objectives could learn from."""
+    kinds = {"energies": (frozenset({"energy"}), False), "forces": (frozenset({"forces"}), False), "minima": (frozenset[str](), True)}
+    wanted = [name for name, kind in kinds.items() if any(objective.useful(*kind, frozenset()) for objective in applied)]
+    for objective in applied:
+        if isinstance(objective, PropertyMatching):
+            known = ", ".join(sorted(dataset.properties)) or "none"
+            wanted.append(f"property {' or '.join(objective.names)} (its own: {known})")
+    return wanted
 
 
 def _useful(objective: Objective, dataset: Dataset, rows: np.ndarray) -> bool:

@@ -131,8 +131,8 @@ class CoordinateDenoising(Common):
         return "sum" if self.summed else "mean"
 
     def useful(self, fields: frozenset[str], minima: bool, properties: frozenset[str]) -> bool:
-        """Any data."""
-        return True
+        """Any data; beside labels it is but an auxiliary task, which needs theirs."""
+        return self.place != "with-labels"
 
     def prepare(self, batch: Batch, noise: Noise) -> Batch:
         """Displaces copies of the conformations, or the conformations themselves, by ``place``."""
