@@ -242,3 +242,15 @@ def test_an_auxiliary_objective_does_not_make_data_useful(tmp_path: Path) -> Non
         gathered(tmp_path, {"path": forces, "objectives": []}, objectives={"forces": {}})
     assert len(gathered(tmp_path, forces, objectives={"forces": {}, **beside})) == 1
     assert len(gathered(tmp_path, bare, objectives="wang")) == 1
+
+
+def test_a_model_hessian_of_periodic_minima_is_refused_before_training(tmp_path: Path) -> None:
+    """Not in the step that draws the first of them."""
+    periodic = water_store(tmp_path / "periodic.fw", 10, 20, labels=("forces",), cell=8.0)
+    free = water_store(tmp_path / "free.fw", 10, 20, labels=("forces",))
+    for setting in ({"target": "harmonic"}, {"temperature": 300.0}):
+        objectives = {"forces": {}, "force-denoising": setting}
+        with pytest.raises(InputError, match=r"periodic: \d+ minima are periodic \(the first is conformation \d\).*use target isotropic"):
+            gathered(tmp_path, free, periodic, objectives=objectives)
+        assert len(gathered(tmp_path, free, {"path": periodic, "objectives": ["forces"]}, objectives=objectives)) == 2
+    assert len(gathered(tmp_path, periodic, objectives={"forces": {}, "force-denoising": {}})) == 1

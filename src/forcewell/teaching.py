@@ -53,6 +53,23 @@ def labels_left(objectives: Sequence[Objective], training: Sequence[Source]) -> 
             )
 
 
+def minima_are_open(objectives: Sequence[Objective], sources: Sequence[Source]) -> None:
+    """Raises InputError for periodic minima where force denoising needs their model Hessian."""
+    for objective in objectives:
+        if not isinstance(objective, ForceDenoising) or not objective.of_hessian:
+            continue
+        for number, source in enumerate(sources):
+            if applies(objective, number) and "pbc" in source.data.fields:
+                found = (source.data.column("equilibrium") == 1) & source.data.column("pbc").any(axis=1)
+                periodic = source.rows[found[source.rows]]
+                if len(periodic):
+                    raise InputError(
+                        f"{source.name}: {len(periodic)} minima are periodic (the first is conformation {periodic[0]}), and "
+                        f"objectives.{objective.name} has a model Hessian (target harmonic, or temperature), which is for open "
+                        "structures; leave those out, or use target isotropic without temperature"
+                    )
+
+
 def _wanted(applied: Sequence[Objective], dataset: Dataset) -> list[str]:
     """In words, each thing that some of the objectives could learn from."""
     kinds = {"energies": (frozenset({"energy"}), False), "forces": (frozenset({"forces"}), False), "minima": (frozenset[str](), True)}

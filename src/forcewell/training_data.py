@@ -21,7 +21,7 @@ from forcewell.objectives import PRESETS, FractionalDenoising, Objective, Proper
 from forcewell.overlap import geometry_hashes
 from forcewell.store import Dataset, MemoryData, Store, open_data
 from forcewell.system import Block
-from forcewell.teaching import LOOKED_AT, applies, labels_left, serves
+from forcewell.teaching import LOOKED_AT, applies, labels_left, minima_are_open, serves
 
 
 def bundled(name: str, folder: Path) -> Path:
@@ -88,6 +88,8 @@ def gather(
             _say_validation(config, validation[0], datasets)
     if not any(len(source.rows) for source in validation):
         raise InputError("no conformations to validate on; raise validation.fraction or give validation.path")
+    for sources in (training, validation):
+        minima_are_open(objectives, sources)
     return objectives, training, validation, levels
 
 
