@@ -29,7 +29,7 @@ from forcewell.optim import Flat, Schedule
 from forcewell.overlap import geometry_hashes, overlap, overlap_lines, sketch, sketch_of
 from forcewell.potential import Potential
 from forcewell.references import correct
-from forcewell.runstate import has_state
+from forcewell.runstate import has_state, identity_of
 from forcewell.scales import fit_scales
 from forcewell.store import Gatherer
 from forcewell.system import Block
@@ -172,6 +172,7 @@ def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) 
             clip=optimiser.gradient_clip,
             compile=config.hardware.compile if config.hardware.precision == "32-true" else "never",
             save_best=save_best,
+            data=identity_of([*parts.training, *parts.validation]),
             report=display.report,
         )
         train(trainer, resume)
