@@ -166,3 +166,21 @@ def test_another_split_is_not_resumed_on(folder: Path) -> None:
     saved.unlink()
     split.random(open_data(data), fractions, seed=2).save(saved)
     assert "parted: the parts of its split are not those that" in refuse("pretrain", config, "--out", place, "--resume")
+
+
+def test_a_best_model_that_is_gone_is_told_at_once(folder: Path) -> None:
+    """Not at the last step, where no later model was better."""
+    data, place = ethanol(folder / "best.npz"), folder / "best"
+    config = write_yaml(folder / "best.yaml", settings(str(data), objectives="et-ore", exclude="none", training=TRAINING))
+    with killed_at(7):
+        command("pretrain", config, "--out", place)
+    model, lines = place / "model.safetensors", (place / "log.jsonl").read_bytes()
+    kept = model.read_bytes()
+    model.unlink()
+    said = f"{place} has a state, but not model.safetensors, its best model so far; put that back to resume"
+    assert said in refuse("pretrain", config, "--out", place, "--resume")
+    model.write_bytes(kept[:-100])
+    assert "model.safetensors is not a readable model file" in refuse("pretrain", config, "--out", place, "--resume")
+    assert (place / "log.jsonl").read_bytes() == lines
+    model.write_bytes(kept)
+    succeed("pretrain", config, "--out", place, "--resume")

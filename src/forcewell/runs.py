@@ -279,6 +279,8 @@ def _claim(config: RunConfig, out: Path, resume: bool, fabric: Any) -> bool:
                 raise InputError(
                     f"{out} was started with other settings: {', '.join(told[:3])}{more}; resume with the same ones, or use another --out"
                 )
+            if has_state(out):
+                _has_best(out)
         elif file.exists():
             raise InputError(f"{out} already holds a run; add --resume to continue it, or use another --out")
         else:
@@ -290,6 +292,13 @@ def _claim(config: RunConfig, out: Path, resume: bool, fabric: Any) -> bool:
     if resume and not begun and fabric.is_global_zero:
         say(f"{out} was stopped before its first save; starting it from the beginning")
     return begun
+
+
+def _has_best(out: Path) -> None:
+    """Raises InputError where the best model so far is gone or damaged: a state has the last weights alone, and none may be better."""
+    if not (out / MODEL).is_file():
+        raise InputError(f"{out} has a state, but not {MODEL}, its best model so far; put that back to resume, or use another --out")
+    load_model(out / MODEL)
 
 
 def _first(fabric: Any, work: Callable[[], None]) -> None:
