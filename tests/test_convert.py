@@ -305,6 +305,8 @@ def test_mistakes_are_one_clear_line(tmp_path: Path) -> None:
     assert "does not store num_heads; give it with --set" in refusal(state, tmp_path)
     assert "cutoff_upper is 0; expected a length in Å" in refusal(state, tmp_path, settings={**plain, "cutoff_upper": 0})
     assert "num_heads is 2.5; expected a whole number" in refusal(state, tmp_path, settings={**plain, "num_heads": 2.5})
+    assert "lower_cutoff (5.0 Å) must be below cutoff (5.0 Å)" in refusal(state, tmp_path, settings={**plain, "cutoff_lower": 5.0})
+    assert "lower_cutoff (9.0 Å) must be below cutoff (5.0 Å)" in refusal(state, tmp_path, settings={**plain, "cutoff_lower": 9.0})
     assert "must be a multiple of heads (3)" in refusal(state, tmp_path, settings={**plain, "num_heads": 3})
     assert "did you mean 'num_heads'?" in refusal(state, tmp_path, settings={"num_head": 4})
     assert "model is 'tensornet'" in refusal(lightning(state, {**settings, "model": "tensornet"}), tmp_path)
