@@ -211,3 +211,15 @@ def test_settings_are_shown_as_they_were_typed() -> None:
     shown = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", definition_card(facts)))
     assert shown.pop("huge") == "1" + 400 * "0"
     assert shown == {"seed": "123456789012345", "rate": "0.0004", "cutoff": "5", "weight": "0.123456789012", "compile": "yes"}
+
+
+def test_figures_whose_numbers_do_not_pair_are_refused(tmp_path: Path) -> None:
+    for key, wrong, said in (
+        ("parity", {"reference": np.zeros(5), "predicted": np.zeros(4)}, "parity of .*: 5 reference forces and 4 predicted ones"),
+        ("hr", [0.1, 0.2], r"h\(r\) of scratch: 2 values, and \d+ of the reference"),
+    ):
+        results = sample_results()
+        results["models"]["scratch"][key] = wrong
+        with pytest.raises(InputError, match=said):
+            write_report(results, tmp_path / "never")
+    assert not (tmp_path / "never").exists()

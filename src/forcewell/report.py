@@ -16,7 +16,8 @@ def write_report(results: Mapping[str, Any], directory: Path) -> Path:
     """Write ``report.json`` and ``report.html`` into ``directory``, made where it is missing; the page's path.
 
     ``results`` needs "title"; a section whose key is absent is left out of the page. Energies are in meV, forces in meV/Å (parity: eV/Å),
-    times in ps; docs/report.md lists every key. NaN and infinities become null. Raises InputError without a title.
+    times in ps; docs/report.md lists every key. NaN and infinities become null. Raises InputError without a title,
+    and where numbers of a figure that belong together are not equally many.
     """
     # matplotlib takes 0.5 s to import; only those who write a report pay for it.
     from forcewell.report_page import page
