@@ -110,6 +110,15 @@ def unusable(kind: str, folder: Path) -> Path:
         path = copy_of("et_tmd", folder, **{"param/representation_model.out_norm.bias": None})
     elif kind == "a parameter too short":
         path = copy_of("et_tmd", folder, **{"param/representation_model.out_norm.bias": np.zeros(31)})
+    elif kind == "no atomic numbers":
+        path = copy_of("et_tmd", folder, **{"water/z": None})
+    elif kind == "fewer positions":
+        path = copy_of("et_tmd", folder, **{"water/pos": np.zeros((1, 3))})
+    elif kind == "more energies":
+        path = copy_of("et_tmd", folder, **{"water/energy": np.zeros(77)})
+    elif kind == "settings without names":
+        path = copy_of("et_tmd", folder)
+        path.with_suffix(".json").write_text('{"reference": "torchmd/torchmd-net", "hyperparameters": []}')
     elif kind == "NaN everywhere":
         with np.load(DATA / "et_tmd.npz", allow_pickle=False) as archive:
             outputs = [key for key in archive.files if key.split("/")[-1] in ("energy", "forces", "encoder_x", "encoder_v")]
@@ -118,6 +127,7 @@ def unusable(kind: str, folder: Path) -> Path:
 
 
 UNUSABLE = ("missing", "another model", "whitened", "no description", "cut short", "foreign", "a parameter less", "a parameter too short")
+UNUSABLE += ("no atomic numbers", "fewer positions", "more energies", "settings without names")
 
 
 @pytest.mark.parametrize("kind", [*UNUSABLE, "NaN everywhere"])
