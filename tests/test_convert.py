@@ -276,6 +276,22 @@ def test_tensors_beyond_their_data_are_refused(tmp_path: Path) -> None:
         read_torch_file(rewritten(path, program.replace(b"K\x04\x85", b"K\x40\x85")))
 
 
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        (torch.zeros(1).expand(3), r"a tensor of shape \(3,\) that stores 1 numbers only \(made by expand\?\); save it again"),
+        (torch.zeros(2, dtype=torch.complex64), "a tensor of type ComplexFloat, which cannot be read"),
+        (torch.zeros(2).to(torch.float8_e4m3fn), r"a tensor of type float8_e4m3fn, which cannot be read \(possible: float64, float32,"),
+        (torch.zeros(2, dtype=torch.uint16), "a tensor of type uint16, which cannot be read"),
+    ],
+)
+def test_tensors_that_cannot_be_read_are_no_damage(tensor: torch.Tensor, said: str, tmp_path: Path) -> None:
+    for protocol in (2, 4):
+        with pytest.raises(InputError, match=said) as refused:
+            read_torch_file(saved({"a": tensor}, tmp_path, pickle_protocol=protocol))
+        assert "damaged" not in str(refused.value)
+
+
 def test_what_is_read_equals_what_was_saved(tmp_path: Path) -> None:
     shared = torch.arange(12.0).reshape(3, 4)
     tree = {
