@@ -46,12 +46,15 @@ def test_command(tmp_path: Path) -> None:
         one = structure(smiles)
         fields = {**one.arrays, "energy": np.float64(-10.0 - len(systems)), "forces": np.zeros((len(one), 3)), "equilibrium": np.int8(1)}
         systems.append(System(fields, "mine", "PM6", name, stated, {"homo": -6.0 - len(systems)}))
-    for name, chosen in (("known", systems), ("bare", [dataclasses.replace(system, smiles="") for system in systems])):
+    bare = [dataclasses.replace(system, smiles="") for system in systems]
+    for name, chosen in (("known", systems), ("wrong", systems[3:]), ("bare", bare)):
         writer = StoreWriter(tmp_path / f"{name}.fw")
         writer.append(block_of(chosen))
         writer.finish()
     line = refuse("data", "conformers", tmp_path / "bare.fw", "--out", tmp_path / "made.fw")
     assert "has no SMILES" in line and not (tmp_path / "made.fw").exists()
+    line = refuse("data", "conformers", tmp_path / "wrong.fw", "--out", tmp_path / "made.fw")
+    assert "none of its 1 molecules is left" in line and "CCCC" in line and not (tmp_path / "made.fw").exists()
     out = succeed("data", "conformers", tmp_path / "known.fw", "--out", tmp_path / "made.fw", "--count", "2")
     assert "4 conformations of 2 molecules" in out and "other atoms than the structure: CCCC" in out
     made = open_data(tmp_path / "made.fw")

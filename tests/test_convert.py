@@ -276,6 +276,22 @@ def test_tensors_beyond_their_data_are_refused(tmp_path: Path) -> None:
         read_torch_file(rewritten(path, program.replace(b"K\x04\x85", b"K\x40\x85")))
 
 
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        (torch.zeros(1).expand(3), r"a tensor of shape \(3,\) that stores 1 numbers only \(made by expand\?\); save it again"),
+        (torch.zeros(2, dtype=torch.complex64), "a tensor of type ComplexFloat, which cannot be read"),
+        (torch.zeros(2).to(torch.float8_e4m3fn), r"a tensor of type float8_e4m3fn, which cannot be read \(possible: float64, float32,"),
+        (torch.zeros(2, dtype=torch.uint16), "a tensor of type uint16, which cannot be read"),
+    ],
+)
+def test_tensors_that_cannot_be_read_are_no_damage(tensor: torch.Tensor, said: str, tmp_path: Path) -> None:
+    for protocol in (2, 4):
+        with pytest.raises(InputError, match=said) as refused:
+            read_torch_file(saved({"a": tensor}, tmp_path, pickle_protocol=protocol))
+        assert "damaged" not in str(refused.value)
+
+
 def test_what_is_read_equals_what_was_saved(tmp_path: Path) -> None:
     shared = torch.arange(12.0).reshape(3, 4)
     tree = {
@@ -305,6 +321,8 @@ def test_mistakes_are_one_clear_line(tmp_path: Path) -> None:
     assert "does not store num_heads; give it with --set" in refusal(state, tmp_path)
     assert "cutoff_upper is 0; expected a length in Å" in refusal(state, tmp_path, settings={**plain, "cutoff_upper": 0})
     assert "num_heads is 2.5; expected a whole number" in refusal(state, tmp_path, settings={**plain, "num_heads": 2.5})
+    assert "lower_cutoff (5.0 Å) must be below cutoff (5.0 Å)" in refusal(state, tmp_path, settings={**plain, "cutoff_lower": 5.0})
+    assert "lower_cutoff (9.0 Å) must be below cutoff (5.0 Å)" in refusal(state, tmp_path, settings={**plain, "cutoff_lower": 9.0})
     assert "must be a multiple of heads (3)" in refusal(state, tmp_path, settings={**plain, "num_heads": 3})
     assert "did you mean 'num_heads'?" in refusal(state, tmp_path, settings={"num_head": 4})
     assert "model is 'tensornet'" in refusal(lightning(state, {**settings, "model": "tensornet"}), tmp_path)

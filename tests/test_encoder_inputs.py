@@ -235,6 +235,12 @@ def test_heads_that_do_not_fit(name: str, head: dict[str, str], message: str) ->
         Potential({"encoder": {"name": name}, "head": head})
 
 
+def test_heads_that_halve_one_channel() -> None:
+    with pytest.raises(InputError, match="halves the channels of the encoder, which has 1; 2 or more are needed"):
+        Potential({"encoder": {"name": "schnet", "channels": 1}})
+    assert Potential({"encoder": {"name": "schnet", "channels": 1}, "head": {"energy": "per-atom"}}).encoder.channels == 1
+
+
 def test_settings_are_checked_by_name() -> None:
     with pytest.raises(InputError, match="unknown setting 'heads'"):
         encoder("schnet", heads=8)

@@ -374,7 +374,7 @@ def test_a_property_run_and_its_evaluation(folder: Path, denoised: Path) -> None
     succeed("data", "import", "qm9", folder / "qm9.npz", "--out", folder / "labels.fw", "--option", f"labels={csv}")
     plain = settings(str(folder / "qm9.fw"), objectives={"property": {"names": ["homo"]}})
     line = refuse("pretrain", write_yaml(folder / "p.yaml", plain), "--out", folder / "none")
-    assert "none of the properties homo (its own: none)" in line
+    assert "it has no property homo (its own: none)" in line
     noise = {"place": "with-labels", "sigma": 0.005, "weight": 0.1, "normalise": "isotropic"}
     both = {"property": {"names": ["homo"], "form": "mae"}, "coordinate-denoising": noise}
     config = write_yaml(folder / "p.yaml", settings(str(folder / "labels.fw"), objectives=both))

@@ -110,6 +110,15 @@ def unusable(kind: str, folder: Path) -> Path:
         path = copy_of("et_tmd", folder, **{"param/representation_model.out_norm.bias": None})
     elif kind == "a parameter too short":
         path = copy_of("et_tmd", folder, **{"param/representation_model.out_norm.bias": np.zeros(31)})
+    elif kind == "no atomic numbers":
+        path = copy_of("et_tmd", folder, **{"water/z": None})
+    elif kind == "fewer positions":
+        path = copy_of("et_tmd", folder, **{"water/pos": np.zeros((1, 3))})
+    elif kind == "more energies":
+        path = copy_of("et_tmd", folder, **{"water/energy": np.zeros(77)})
+    elif kind == "settings without names":
+        path = copy_of("et_tmd", folder)
+        path.with_suffix(".json").write_text('{"reference": "torchmd/torchmd-net", "hyperparameters": []}')
     elif kind == "NaN everywhere":
         with np.load(DATA / "et_tmd.npz", allow_pickle=False) as archive:
             outputs = [key for key in archive.files if key.split("/")[-1] in ("energy", "forces", "encoder_x", "encoder_v")]
@@ -118,6 +127,7 @@ def unusable(kind: str, folder: Path) -> Path:
 
 
 UNUSABLE = ("missing", "another model", "whitened", "no description", "cut short", "foreign", "a parameter less", "a parameter too short")
+UNUSABLE += ("no atomic numbers", "fewer positions", "more energies", "settings without names")
 
 
 @pytest.mark.parametrize("kind", [*UNUSABLE, "NaN everywhere"])
@@ -354,9 +364,19 @@ def test_silu_equals_torch_to_second_order() -> None:
         ("equivariant-transfomer", {}, "did you mean 'equivariant-transformer'"),
         ("equivariant-transformer", {"chanels": 32}, "did you mean 'channels'"),
         ("equivariant-transformer", {"channels": 30, "heads": 8}, r"channels \(30\) must be a multiple of heads \(8\)"),
+        ("equivariant-transformer", {"channels": 1, "heads": 1}, "channels is 1; it must be 2 or more"),
+        ("equivariant-transformer", {"heads": 0}, "heads is 0; expected a number above 0"),
+        ("equivariant-transformer", {"lower_cutoff": 5.0}, r"lower_cutoff \(5.0 Å\) must be below cutoff \(5.0 Å\)"),
+        ("equivariant-transformer", {"lower_cutoff": 6, "cutoff": 5}, r"lower_cutoff \(6 Å\) must be below cutoff \(5 Å\)"),
+        ("equivariant-transformer", {"lower_cutoff": -0.5}, "lower_cutoff is -0.5; expected 0 or more"),
+        ("schnet", {"cutoff": -1.0}, "cutoff is -1.0; expected a number above 0"),
+        ("schnet", {"radial": 1}, "radial is 1; it must be 2 or more"),
+        ("egnn", {"layers": -1}, "layers is -1; expected a number above 0"),
+        ("gemnet-t", {"cutoff": float("nan")}, "cutoff is nan; expected a number above 0"),
+        ("se3-transformer", {"channels": 4, "degrees": 4, "divisor": 1, "heads": 1}, "must be 2 or more for each of the degrees"),
     ],
 )
-def test_mistaken_encoder(name: str, settings: dict[str, int], message: str) -> None:
+def test_mistaken_encoder(name: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         encoder(name, **settings)
 

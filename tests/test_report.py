@@ -15,6 +15,7 @@ from report_samples import sample_results
 
 from forcewell.errors import InputError
 from forcewell.report import run_report, write_report
+from forcewell.report_html import definition_card
 from forcewell.report_verdict import KEY_MEASURES, change, verdicts
 
 VOID = {"meta", "link", "br", "input", "img"}
@@ -183,3 +184,42 @@ def test_run_report_draws_what_the_log_says(tmp_path: Path) -> None:
     (run / "log.jsonl").write_text("nonsense\n" + log)
     with pytest.raises(InputError, match="line 1 is not JSON"):
         run_report(run)
+    (run / "log.jsonl").write_text('{"kind": "train", "step": 1, "loss": 1' + 400 * "0" + "}\n" + log)
+    with pytest.raises(InputError, match="line 1 has a number of 401 digits"):
+        run_report(run)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"- seed\n- 3\n", "expected a mapping of settings, as training writes it, got a list"),
+        (b"seed", "expected a mapping of settings, as training writes it, got a str"),
+        (b"seed: \xff\xfe3\n", "not readable as YAML"),
+        (b"seed: [\n", "not readable as YAML"),
+    ],
+)
+def test_settings_that_cannot_be_read(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"kind": "train", "step": 1, "loss": 1.0}\n')
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=f"config.yaml: {said}"):
+        run_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_settings_are_shown_as_they_were_typed() -> None:
+    facts = {"seed": 123456789012345, "rate": 0.0004, "cutoff": 5.0, "weight": 0.123456789012, "huge": 10**400, "compile": True}
+    shown = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", definition_card(facts)))
+    assert shown.pop("huge") == "1" + 400 * "0"
+    assert shown == {"seed": "123456789012345", "rate": "0.0004", "cutoff": "5", "weight": "0.123456789012", "compile": "yes"}
+
+
+def test_figures_whose_numbers_do_not_pair_are_refused(tmp_path: Path) -> None:
+    for key, wrong, said in (
+        ("parity", {"reference": np.zeros(5), "predicted": np.zeros(4)}, "parity of .*: 5 reference forces and 4 predicted ones"),
+        ("hr", [0.1, 0.2], r"h\(r\) of scratch: 2 values, and \d+ of the reference"),
+    ):
+        results = sample_results()
+        results["models"]["scratch"][key] = wrong
+        with pytest.raises(InputError, match=said):
+            write_report(results, tmp_path / "never")
+    assert not (tmp_path / "never").exists()

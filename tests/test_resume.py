@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_runs import MODEL, command, ethanol, log, refuse, settings, small_store, start, succeed, weights, write_yaml
+from tiny_runs import MODEL, command, ethanol, killed_at, log, npz, refuse, settings, small_store, start, succeed, weights, write_yaml
 
-from forcewell.checkpoint import load_model
+from forcewell import split
+from forcewell.checkpoint import load_model, read_tensors, write_tensors
+from forcewell.store import open_data
 
 TRAINING = {"steps": 24, "batch_size": 4, "validate_every": 5, "log_every": 2, "save_every": 3}
 
@@ -131,3 +133,54 @@ def test_an_interrupt_says_how_to_go_on(folder: Path, monkeypatch: pytest.Monkey
         patch.setattr("forcewell.runs.train", interrupt)
         done = command(*words(folder, "finetune", "interrupted"))
     assert done.code == 130 and "--resume continues a run" in done.err
+
+
+def test_other_data_are_not_resumed_on(folder: Path) -> None:
+    """Another split of other rows: what was validated on would be trained on. A state that does not say goes on."""
+    data, kept, place = ethanol(folder / "changing.npz", 20), ethanol(folder / "kept.npz", 20), folder / "changing"
+    config = write_yaml(folder / "changing.yaml", settings(str(data), objectives="et-ore", exclude="none", training=TRAINING))
+    with killed_at(7):
+        command("pretrain", config, "--out", place)
+    ethanol(data, 33)
+    line = refuse("pretrain", config, "--out", place, "--resume")
+    assert f"changing: the data are not those that {place} began with (18 conformations used, now 30); put those back to resume" in line
+    ethanol(data, 20, coords=npz("rmd17_ethanol_test_01.npz")["coords"][20:40])
+    assert "changing: the data are not those" in refuse("pretrain", config, "--out", place, "--resume")
+    state = place / "state" / "state.safetensors"
+    tensors, facts = read_tensors(state, "state")
+    write_tensors(state, tensors, {name: value for name, value in facts.items() if name != "data"})
+    succeed("pretrain", config, "--out", place, "--resume")
+    write_tensors(state, tensors, facts)
+    data.write_bytes(kept.read_bytes())
+    succeed("pretrain", config, "--out", place, "--resume")
+
+
+def test_another_split_is_not_resumed_on(folder: Path) -> None:
+    data, saved, place = ethanol(folder / "parted.npz"), folder / "parted.json", folder / "parted"
+    fractions = {"train": 0.5, "validation": 0.25, "test": 0.25}
+    split.random(open_data(data), fractions, seed=1).save(saved)
+    source = {"path": str(data), "split": str(saved)}
+    config = write_yaml(folder / "parted.yaml", settings(source, objectives="et-ore", exclude="none", training=TRAINING))
+    with killed_at(7):
+        command("pretrain", config, "--out", place)
+    saved.unlink()
+    split.random(open_data(data), fractions, seed=2).save(saved)
+    assert "parted: the parts of its split are not those that" in refuse("pretrain", config, "--out", place, "--resume")
+
+
+def test_a_best_model_that_is_gone_is_told_at_once(folder: Path) -> None:
+    """Not at the last step, where no later model was better."""
+    data, place = ethanol(folder / "best.npz"), folder / "best"
+    config = write_yaml(folder / "best.yaml", settings(str(data), objectives="et-ore", exclude="none", training=TRAINING))
+    with killed_at(7):
+        command("pretrain", config, "--out", place)
+    model, lines = place / "model.safetensors", (place / "log.jsonl").read_bytes()
+    kept = model.read_bytes()
+    model.unlink()
+    said = f"{place} has a state, but not model.safetensors, its best model so far; put that back to resume"
+    assert said in refuse("pretrain", config, "--out", place, "--resume")
+    model.write_bytes(kept[:-100])
+    assert "model.safetensors is not a readable model file" in refuse("pretrain", config, "--out", place, "--resume")
+    assert (place / "log.jsonl").read_bytes() == lines
+    model.write_bytes(kept)
+    succeed("pretrain", config, "--out", place, "--resume")

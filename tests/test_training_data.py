@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import ase.build
 import ase.io
@@ -186,3 +187,70 @@ def test_wrong_units_of_a_file_are_warned_of(tmp_path: Path, capsys: pytest.Capt
     assert said["right"] == []
     assert any("wrong sign" in line and f"forcewell data check {tmp_path / 'sign.npz'} says more" in line for line in said["sign"])
     assert any("kcal/mol" in line for line in said["unit"])
+
+
+def water_store(path: Path, minima: int, others: int = 0, labels: tuple[str, ...] = ("energy",), cell: float = 0.0) -> str:
+    """Waters, some of them minima, with energies or forces; periodic minima where a cell is given."""
+    block = block_of([System.from_atoms(ase.build.molecule("H2O")) for _ in range(minima + others)])
+    block.arrays["positions"] += np.random.default_rng(0).normal(0, 0.02, block.arrays["positions"].shape)
+    block.arrays["equilibrium"] = np.array([1] * minima + [0] * others, dtype=np.int8)
+    known = {"energy": np.linspace(-2081, -2080, len(block)), "forces": np.zeros((3 * len(block), 3), dtype=np.float32)}
+    block.arrays |= {name: known[name] for name in labels}
+    if cell:
+        block.arrays["cell"] = np.tile(cell * np.eye(3), (len(block), 1, 1))
+        block.arrays["pbc"] = np.repeat(block.arrays["equilibrium"][:, None] == 1, 3, axis=1)
+    writer = StoreWriter(path)
+    writer.append(block)
+    writer.finish()
+    return str(path)
+
+
+def gathered(tmp_path: Path, *data: dict[str, Any] | str, **changes: object) -> list[np.ndarray]:
+    """The training rows of each source."""
+    tree = settings(*data, exclude="none", **{"validation": {"fraction": 0.2, "by": "random"}, **changes})
+    run = load_config(str(write_yaml(tmp_path / "c.yaml", tree)))
+    return [source.rows for source in gather(run, tmp_path / "data", "none", quiet=True)[1]]
+
+
+def test_minima_displaced_in_place_must_leave_labels(tmp_path: Path) -> None:
+    """Their own labels are cleared: an objective that has no others would learn nothing, and its loss would be zero."""
+    only = water_store(tmp_path / "minima.fw", 32, labels=("energy", "forces"))
+    mixed = water_store(tmp_path / "mixed.fw", 16, 16)
+    both = {"energy": {}, "force-denoising": {"place": "instead"}}
+    forces = {"forces": {}, "force-denoising": {"place": "instead"}}
+    for data, objectives, name in (([only], both, "energy"), ([only], forces, "forces"), ([only, mixed], forces, "forces")):
+        with pytest.raises(InputError, match=f"place 'instead' leaves nothing for {name}: .* use 'copies'"):
+            gathered(tmp_path, *data, objectives=objectives)
+    assert len(gathered(tmp_path, only, mixed, objectives=both)) == 2
+    assert len(gathered(tmp_path, only, objectives={"energy": {}, "force-denoising": {"place": "copies"}})) == 1
+
+
+def test_an_auxiliary_objective_does_not_make_data_useful(tmp_path: Path) -> None:
+    """Denoising beside labels needs labels; what is missing is named, by the objectives that would read it."""
+    bare, forces = water_store(tmp_path / "bare.fw", 0, 20, labels=()), water_store(tmp_path / "forces.fw", 0, 20, labels=("forces",))
+    beside = {"coordinate-denoising": {"place": "with-labels"}}
+    for data, objectives, missing in (
+        (bare, {"energy": {}, **beside}, "energies"),
+        (forces, {"energy": {}, **beside}, "energies"),
+        (bare, {"forces": {}, "zero-force": {}}, "forces or minima"),
+        (bare, {"energy": {}, "dens": {}}, "energies or forces"),
+        (bare, {"energy": {}, "property": {"names": ["homo"]}}, "energies or property homo \\(its own: none\\)"),
+    ):
+        with pytest.raises(InputError, match=f"nothing to learn here with [a-z, -]*: it has no {missing}$"):
+            gathered(tmp_path, data, objectives=objectives)
+    with pytest.raises(InputError, match=r"nothing to learn here with no objective: data\.\*\.objectives names none"):
+        gathered(tmp_path, {"path": forces, "objectives": []}, objectives={"forces": {}})
+    assert len(gathered(tmp_path, forces, objectives={"forces": {}, **beside})) == 1
+    assert len(gathered(tmp_path, bare, objectives="wang")) == 1
+
+
+def test_a_model_hessian_of_periodic_minima_is_refused_before_training(tmp_path: Path) -> None:
+    """Not in the step that draws the first of them."""
+    periodic = water_store(tmp_path / "periodic.fw", 10, 20, labels=("forces",), cell=8.0)
+    free = water_store(tmp_path / "free.fw", 10, 20, labels=("forces",))
+    for setting in ({"target": "harmonic"}, {"temperature": 300.0}):
+        objectives = {"forces": {}, "force-denoising": setting}
+        with pytest.raises(InputError, match=r"periodic: \d+ minima are periodic \(the first is conformation \d\).*use target isotropic"):
+            gathered(tmp_path, free, periodic, objectives=objectives)
+        assert len(gathered(tmp_path, free, {"path": periodic, "objectives": ["forces"]}, objectives=objectives)) == 2
+    assert len(gathered(tmp_path, periodic, objectives={"forces": {}, "force-denoising": {}})) == 1

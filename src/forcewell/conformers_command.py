@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -60,11 +61,16 @@ def conformers(data: Path, *, out: Path, count: int = 1, seed: int = 0) -> None:
             for level, source in dict.fromkeys((system.level, system.source) for system in systems):
                 writer.append(block_of([system for system in systems if (system.level, system.source) == (level, source)]))
             bar.update(min(start + AT_ONCE, len(rows)))
+    names = ", ".join(failed[:5]) + " ..." * (len(failed) > 5)
+    why = "which RDKit cannot embed or whose SMILES has other atoms than the structure"
+    if len(failed) == len(rows):
+        writer.close()
+        shutil.rmtree(out)
+        raise InputError(f"{data}: none of its {len(rows)} molecules is left, {why}: {names}; give data whose SMILES are of its structures")
     store = writer.finish()
     say(f"{len(store)} conformations of {len(rows) - len(failed)} molecules in {out}")
     if failed:
-        names = ", ".join(failed[:5]) + " ..." * (len(failed) > 5)
-        say(f"{len(failed)} molecules were left out, which RDKit cannot embed or whose SMILES has other atoms than the structure: {names}")
+        say(f"{len(failed)} molecules were left out, {why}: {names}")
 
 
 def _made(system: System, count: int, seed: int) -> list[System]:

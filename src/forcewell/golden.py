@@ -57,12 +57,13 @@ def compare(path: Path) -> dict[str, float]:
         raise InputError(f"{path}: no model here for the reference {reference!r} (known: {', '.join(MODELS)})")
     try:
         model = build(description["hyperparameters"], arrays)
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, IndexError, TypeError, RuntimeError, ValueError) as error:
         raise InputError(f"{path}: its settings and parameters are not those of one model ({' '.join(str(error).split())[:200]})") from None
     systems = sorted({name.split("/")[0] for name in arrays if name.endswith("/pos")})
     errors: dict[str, float] = {}
     for system in systems:
-        mine = _outputs(model, {name.split("/", 1)[1]: value for name, value in arrays.items() if name.startswith(f"{system}/")})
+        batch = _batch(path, system, arrays)
+        mine = _outputs(model, batch)
         for name in dict.fromkeys((*COMPARED, *mine)):
             if f"{system}/{name}" not in arrays:
                 continue
@@ -72,6 +73,8 @@ def compare(path: Path) -> dict[str, float]:
                 continue
             if name not in mine:
                 raise InputError(f"{path}: {name} is stored, but this model has no such output")
+            if mine[name].size != theirs.size:
+                raise InputError(f"{path}: {system}/{name} has shape {theirs.shape}, and that of this model has {mine[name].shape}")
             ours = mine[name].reshape(theirs.shape)
             errors[name] = max(errors.get(name, 0.0), _largest(ours[known] - theirs[known]))
     if not errors:
@@ -93,9 +96,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         described = json.loads(description.read_text())
-        described["hyperparameters"]
+        settings = described["hyperparameters"]
     except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not a readable golden file ({error})") from None
+    if not isinstance(settings, dict):
+        raise InputError(f"{description}: hyperparameters is a {type(settings).__name__}; expected a mapping of names to values")
     return described, arrays
 
 
@@ -277,10 +282,20 @@ MODELS: dict[str, Callable[[dict[str, Any], dict[str, np.ndarray]], Published]] 
 }
 
 
-def _outputs(model: Published, system: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _batch(path: Path, system: str, arrays: dict[str, np.ndarray]) -> Batch:
+    """The molecules of a system. Raises InputError where its arrays are not those of molecules."""
+    if f"{system}/z" not in arrays:
+        raise InputError(f"{path}: {system}/z, its atomic numbers, is missing")
+    numbers, positions, molecule = arrays[f"{system}/z"], arrays[f"{system}/pos"], arrays.get(f"{system}/batch")
+    try:
+        counts = np.array([len(numbers)]) if molecule is None else np.bincount(molecule)
+        return Batch.from_block(Block(counts, {"numbers": numbers, "positions": positions}), dtype=torch.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: {system}/z, pos and batch are not those of molecules ({error})") from None
+
+
+def _outputs(model: Published, batch: Batch) -> dict[str, np.ndarray]:
     """Energy and forces on the published scale, and the encoder's features."""
-    counts = np.bincount(system["batch"]) if "batch" in system else np.array([len(system["z"])])
-    batch = Batch.from_block(Block(counts, {"numbers": system["z"], "positions": system["pos"]}), dtype=torch.float64)
     prediction = model.potential(batch, noise=model.potential.noise_head is not None)
     with torch.no_grad():
         features = model.potential.encoder(batch)

@@ -16,7 +16,8 @@ def write_report(results: Mapping[str, Any], directory: Path) -> Path:
     """Write ``report.json`` and ``report.html`` into ``directory``, made where it is missing; the page's path.
 
     ``results`` needs "title"; a section whose key is absent is left out of the page. Energies are in meV, forces in meV/Å (parity: eV/Å),
-    times in ps; docs/report.md lists every key. NaN and infinities become null. Raises InputError without a title.
+    times in ps; docs/report.md lists every key. NaN and infinities become null. Raises InputError without a title,
+    and where numbers of a figure that belong together are not equally many.
     """
     # matplotlib takes 0.5 s to import; only those who write a report pay for it.
     from forcewell.report_page import page
@@ -37,10 +38,8 @@ def write_report(results: Mapping[str, Any], directory: Path) -> Path:
 def run_report(run: Path) -> Path:
     """Write the report of a training run's folder, from its ``config.yaml`` and ``log.jsonl``, into that folder; the page's path.
 
-    Raises InputError where there is no log to report on or a line of it cannot be read.
+    Raises InputError where there is no log to report on, or a line of it or the configuration cannot be read.
     """
-    import yaml
-
     log = run / "log.jsonl"
     if (run / "replica-000.xyz").is_file():  # beside it is a log.jsonl, too
         raise InputError(f"{run}: the folder of a simulation, whose results are in summary.json; expected the folder of a training run")
@@ -52,11 +51,7 @@ def run_report(run: Path) -> Path:
     results: dict[str, Any] = {"title": f"Training run {run.resolve().name}", "charts": _charts(records)}
     config = run / "config.yaml"
     if config.is_file():
-        try:
-            settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise InputError(f"{config}: not readable as YAML ({str(error).splitlines()[0]})") from None
-        results["settings"] = flatten(settings or {})
+        results["settings"] = flatten(_read_settings(config))
     last = max((record["step"] for record in records if _is_number(record.get("step"))), default=None)
     if last is not None:
         results["summary"] = [f"The log reaches step {last:,}."]
@@ -91,6 +86,25 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _read_settings(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:  # the second: bytes that are not UTF-8, dates and numbers that cannot be
+        raise InputError(f"{path}: not readable as YAML ({str(error).splitlines()[0]})") from None
+    if settings is not None and not isinstance(settings, dict):
+        raise InputError(f"{path}: expected a mapping of settings, as training writes it, got a {type(settings).__name__}")
+    return settings or {}
+
+
+def _whole(digits: str) -> int:
+    """A whole number of JSON. Raises ValueError for one that no figure could show."""
+    if len(digits) > 300:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
 def _read_log(path: Path) -> list[dict[str, Any]]:
     """The log's records. A last line cut short by a kill is left out; any other bad line is an error."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -99,11 +113,13 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = json.loads(line, parse_int=_whole)
         except json.JSONDecodeError:
             if number == len(lines):
                 break
             raise InputError(f"{path}: line {number} is not JSON; expected one record per line, as training writes them") from None
+        except ValueError as error:
+            raise InputError(f"{path}: line {number} has {error}, which is nothing that a training measures") from None
         if not isinstance(record, dict):
             raise InputError(f"{path}: line {number} is not a record; expected an object with 'kind' and 'step'")
         records.append(record)

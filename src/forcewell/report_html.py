@@ -55,8 +55,8 @@ def definition_card(facts: Results) -> str:
     if not facts:
         return ""
     # Settings are what someone typed: 2000 and 0.0004, not rounded and without separators.
-    numbers = {name: f"{item:.10g}" for name, item in facts.items() if isinstance(item, (int, float)) and not isinstance(item, bool)}
-    shown = {**facts, **numbers}
+    numbers = {name: item for name, item in facts.items() if isinstance(item, (int, float)) and not isinstance(item, bool)}
+    shown = {**facts, **{name: str(number).removesuffix(".0") for name, number in numbers.items()}}
     items = "".join(f"<div><dt>{escape(str(name))}</dt><dd>{text_of(item)}</dd></div>" for name, item in shown.items())
     return f'<div class="card" style="margin-top:16px"><dl style="margin:0">{items}</dl></div>'
 

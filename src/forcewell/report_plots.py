@@ -23,6 +23,8 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from forcewell.errors import InputError
+
 COLOURS = 6  # as many as the style sheet declares; a seventh model reuses the first colour with another dash pattern
 DASHES = ("", "5 2", "1.5 1.5", "7 2 1.5 2")
 POINTS = 1500  # points kept of one line: a figure is about 500 pixels wide
@@ -84,9 +86,14 @@ def lines(name: str, curves: Sequence[Line], x_label: str, y_label: str, *, loga
 
 @mpl.rc_context(_STYLE)
 def parity(name: str, reference: Sequence[float | None], predicted: Sequence[float | None], label: str, colour: int) -> str:
-    """Predicted against reference force components [eV/Å]; the diagonal is perfect agreement."""
+    """Predicted against reference force components [eV/Å]; the diagonal is perfect agreement.
+
+    Raises InputError where there are not as many of both.
+    """
     figure, (axes,) = _figure(1, height=3.9)
     x, y = _numbers(reference), _numbers(predicted)
+    if x.shape != y.shape:
+        raise InputError(f"parity of {label}: {len(x)} reference forces and {len(y)} predicted ones; give as many of both, in one order")
     known = np.isfinite(x) & np.isfinite(y)
     x, y = x[known], y[known]
     limit = 1.05 * max(float(np.abs(np.concatenate([x, y])).max(initial=0.0)), 1e-3)
@@ -104,9 +111,15 @@ def parity(name: str, reference: Sequence[float | None], predicted: Sequence[flo
 
 @mpl.rc_context(_STYLE)
 def distances(name: str, r: Sequence[float | None], reference: Line, curves: Sequence[Line]) -> str:
-    """h(r) of the reference and of each model above, the models' difference from the reference below."""
+    """h(r) of the reference and of each model above, the models' difference from the reference below.
+
+    Raises InputError for a curve of another length than the reference.
+    """
     figure, (top, bottom) = _figure(2, height=4.1, ratios=(2, 1))
     base = _numbers(reference.y)
+    for curve in curves:
+        if len(curve.y) != len(base):
+            raise InputError(f"h(r) of {curve.label}: {len(curve.y)} values, and {len(base)} of the reference; give as many of both")
     known = np.flatnonzero(np.nan_to_num(base) > 0)
     for curve in [reference, *curves]:
         _draw(top, curve)

@@ -29,7 +29,7 @@ from forcewell.optim import Flat, Schedule
 from forcewell.overlap import geometry_hashes, overlap, overlap_lines, sketch, sketch_of
 from forcewell.potential import Potential
 from forcewell.references import correct
-from forcewell.runstate import has_state
+from forcewell.runstate import has_state, identity_of
 from forcewell.scales import fit_scales
 from forcewell.store import Gatherer
 from forcewell.system import Block
@@ -172,6 +172,7 @@ def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) 
             clip=optimiser.gradient_clip,
             compile=config.hardware.compile if config.hardware.precision == "32-true" else "never",
             save_best=save_best,
+            data=identity_of([*parts.training, *parts.validation]),
             report=display.report,
         )
         train(trainer, resume)
@@ -278,6 +279,8 @@ def _claim(config: RunConfig, out: Path, resume: bool, fabric: Any) -> bool:
                 raise InputError(
                     f"{out} was started with other settings: {', '.join(told[:3])}{more}; resume with the same ones, or use another --out"
                 )
+            if has_state(out):
+                _has_best(out)
         elif file.exists():
             raise InputError(f"{out} already holds a run; add --resume to continue it, or use another --out")
         else:
@@ -289,6 +292,13 @@ def _claim(config: RunConfig, out: Path, resume: bool, fabric: Any) -> bool:
     if resume and not begun and fabric.is_global_zero:
         say(f"{out} was stopped before its first save; starting it from the beginning")
     return begun
+
+
+def _has_best(out: Path) -> None:
+    """Raises InputError where the best model so far is gone or damaged: a state has the last weights alone, and none may be better."""
+    if not (out / MODEL).is_file():
+        raise InputError(f"{out} has a state, but not {MODEL}, its best model so far; put that back to resume, or use another --out")
+    load_model(out / MODEL)
 
 
 def _first(fabric: Any, work: Callable[[], None]) -> None:

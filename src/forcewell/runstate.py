@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from forcewell.checkpoint import read_tensors, write_tensors
 from forcewell.errors import InputError
 from forcewell.files import sizes
+from forcewell.loader import Source
 
 if TYPE_CHECKING:
     from forcewell.train import Trainer
@@ -49,7 +53,32 @@ def _facts(run: Trainer) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "world_size": run.fabric.world_size,
+        "data": run.data,
     }
+
+
+def identity_of(sources: Sequence[Source]) -> list[dict[str, Any]]:
+    """What tells each source's data, and the rows of them that a run uses, from any others."""
+    return [
+        {
+            "name": source.name,
+            "conformations": len(source.rows),
+            "fingerprint": source.data.fingerprint,
+            "rows": hashlib.sha256(source.rows.astype(np.int64).tobytes()).hexdigest(),
+        }
+        for source in sources
+    ]
+
+
+def _same_data(run: Trainer, before: Sequence[dict[str, Any]]) -> None:
+    """Raises InputError where the data have changed: what was validated on could now be trained on, or the reverse."""
+    for was, now in zip(before, run.data, strict=True):
+        if was == now:
+            continue
+        what = "the data are not those" if was["fingerprint"] != now["fingerprint"] else "the parts of its split are not those"
+        then, today = was["conformations"], now["conformations"]
+        numbers = f" ({then} conformations used, now {today})" if then != today else ""
+        raise InputError(f"{now['name']}: {what} that {run.directory} began with{numbers}; put those back to resume, or use another --out")
 
 
 def has_state(directory: Path) -> bool:
@@ -63,11 +92,13 @@ def has_state(directory: Path) -> bool:
 
 
 def load_state(run: Trainer) -> None:
-    """Restores a run in place. Raises InputError for a missing, damaged or foreign state."""
+    """Restores a run in place. Raises InputError for a missing, damaged or foreign state, and for other data than it began with."""
     path = run.directory / "state" / NAME
     tensors, facts = read_tensors(path, "run state")
     if facts.get("kind") != "run state":
         raise InputError(f"{path} is not a run's state; restore it from a copy")
+    if "data" in facts:  # earlier versions did not write it
+        _same_data(run, facts["data"])
 
     def under(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -33,6 +33,7 @@ _DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+_UNTYPED = "UntypedStorage"  # bytes; the type is told with the tensor
 # Packages whose objects stand in checkpoints of training frameworks beside the tensors (settings, callbacks, schedules).
 # Their objects are kept as dictionaries of their contents, for the settings in them.
 _KNOWN = {"torch", "collections", "argparse", "numpy", "pathlib", "pytorch_lightning", "lightning", "lightning_fabric", "omegaconf"}
@@ -138,6 +139,8 @@ class _Machine:
             raise ValueError("a call of something that is no function")
         if function == Name("torch._utils", "_rebuild_tensor_v2"):
             result: Any = self.tensor(*arguments[:4])
+        elif function == Name("torch._utils", "_rebuild_tensor_v3"):  # for types that have no storage of their own
+            raise self.unknown(next((part.name for part in arguments if isinstance(part, Name)), "unknown"))
         elif function in (Name("torch._utils", "_rebuild_parameter"), Name("torch.nn.parameter", "Parameter")):
             result = arguments[0]
         elif function.name in ("OrderedDict", "dict", "set", "list", "tuple", "Size"):
@@ -148,23 +151,35 @@ class _Machine:
             result = Record(zip(range(len(arguments)), arguments, strict=True))
         self.stack.append(result)
 
+    def unknown(self, kind: str) -> InputError:
+        """What to say of a type of numbers that models here do not have."""
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES.values())
+        return InputError(f"{self.path} has a tensor of type {kind}, which cannot be read (possible: {known}); convert it and save again")
+
     def tensor(self, storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-        """A tensor of its own memory."""
+        """A tensor of its own memory. Raises InputError for one that was expanded: a few bytes could then ask for any memory."""
         if storage.key not in self.storages:
             data = bytearray(self.record(storage.key))
             self.storages[storage.key] = torch.frombuffer(data, dtype=storage.dtype) if data else torch.empty(0, dtype=storage.dtype)
         values = self.storages[storage.key]
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if min((offset, *size, *stride)) < 0 or (0 not in size and last >= len(values)) or math.prod(size) > len(values):
+        if min((offset, *size, *stride)) < 0 or (0 not in size and last >= len(values)):
             raise ValueError("a tensor reaches beyond its data")
+        if math.prod(size) > len(values):
+            raise InputError(
+                f"{self.path} has a tensor of shape {tuple(size)} that stores {len(values)} numbers only (made by expand?); "
+                "save it again with .contiguous()"
+            )
         return values.as_strided(size, stride, offset).clone(memory_format=torch.contiguous_format)
 
     def load(self, reference: Any) -> None:
         """("storage", type, key, device, length) -> the tensor data of that key."""
         kind, dtype, key = reference[:3]
-        if kind != "storage" or not isinstance(dtype, Name) or dtype.name not in _DTYPES:
-            raise ValueError("data of an unknown type")
-        self.stack.append(_Storage(str(key), _DTYPES[dtype.name]))
+        if kind != "storage" or not isinstance(dtype, Name):
+            raise ValueError("data that are no tensor's")
+        if dtype.name not in _DTYPES and dtype.name != _UNTYPED:
+            raise self.unknown(dtype.name.removesuffix("Storage"))
+        self.stack.append(_Storage(str(key), _DTYPES.get(dtype.name, torch.uint8)))
 
     def build(self, state: Any) -> None:
         """Attributes for the object on top of the stack."""

@@ -54,6 +54,7 @@ class Trainer:
     decay: float | None
     clip: float | None
     save_best: Callable[[Potential, dict[str, Any]], None]
+    data: list[dict[str, Any]]  # which conformations it trains and validates on (``runstate.identity_of``)
     compile: Setting = "never"
     report: Callable[[int, dict[str, Any]], None] = lambda step, line: None
     step: int = 0

@@ -19,11 +19,9 @@ from forcewell.importing import import_source
 from forcewell.loader import Source
 from forcewell.objectives import PRESETS, FractionalDenoising, Objective, PropertyMatching, build
 from forcewell.overlap import geometry_hashes
-from forcewell.sources.unread import missing_labels
 from forcewell.store import Dataset, MemoryData, Store, open_data
 from forcewell.system import Block
-
-LOOKED_AT = 20_000  # conformations, the first of a large data set, that are looked at for what a run says of its data
+from forcewell.teaching import LOOKED_AT, applies, labels_left, minima_are_open, serves
 
 
 def bundled(name: str, folder: Path) -> Path:
@@ -73,7 +71,7 @@ def gather(
         held, kept = _hold_out(config, entry, dataset, _usable(dataset, entry, name, exclude, quiet))
         kept = _share(kept, entry.fraction, config.seed, number)
         copies = _copies(dataset, objectives, number)
-        _serves(dataset, kept, objectives, number, name, entry.path)
+        serves(dataset, kept, [objective for objective in objectives if applies(objective, number)], name, entry.path)
         order = np.array([levels.index(level) for level in dataset.levels], dtype=np.int64)
         extras = _extras(dataset, objectives)
         training.append(Source(name, dataset, kept, _weight(config, entry, len(kept)), copies, order, *extras))
@@ -83,12 +81,15 @@ def gather(
             stated = ", ".join(level or "level of theory not stated" for level in dataset.levels)
             held_out = "" if own is not None else f", {len(held)} to validate on"
             say(f"{name}: {len(kept)} conformations to train on{_labelled(dataset, kept)}{held_out}; {stated}")
+    labels_left(objectives, training)
     if own is not None:
         validation = [_own_validation(config, own, levels, objectives)]
         if not quiet:
             _say_validation(config, validation[0], datasets)
     if not any(len(source.rows) for source in validation):
         raise InputError("no conformations to validate on; raise validation.fraction or give validation.path")
+    for sources in (training, validation):
+        minima_are_open(objectives, sources)
     return objectives, training, validation, levels
 
 
@@ -271,30 +272,8 @@ def _extras(dataset: Dataset, objectives: Sequence[Objective]) -> tuple[np.ndarr
 
 def _copies(dataset: Dataset, objectives: Sequence[Objective], number: int) -> np.ndarray:
     """(len(dataset),) copies that the objectives append to each conformation: they count against max_atoms."""
-    applied = [objective.copied for objective in objectives if objective.sources is None or number in objective.sources]
+    applied = [objective.copied for objective in objectives if applies(objective, number)]
     copies = np.full(len(dataset), applied.count("all"), dtype=np.int8)
     if "minima" in applied and "equilibrium" in dataset.fields:
         copies += np.int8(applied.count("minima")) * (dataset.column("equilibrium") == 1).astype(np.int8)
     return copies
-
-
-def _serves(dataset: Dataset, rows: np.ndarray, objectives: Sequence[Objective], number: int, name: str, path: str) -> None:
-    """Raises InputError where no objective of the run can learn anything from this source."""
-    applied = [objective for objective in objectives if objective.sources is None or number in objective.sources]
-    minima = "equilibrium" in dataset.fields and bool((dataset.column("equilibrium")[rows] == 1).any())
-    fields, properties = frozenset(dataset.fields), frozenset(dataset.properties)
-    if any(objective.useful(fields, minima, properties) for objective in applied):
-        return
-    has = "it has neither forces nor minima that they need"
-    for objective in applied:
-        if isinstance(objective, PropertyMatching):
-            has = f"it has none of the properties {', '.join(objective.names)} (its own: {', '.join(sorted(properties)) or 'none'})"
-    if all("energy" in objective.needs for objective in applied):
-        has = "it has no energies"
-    elif "energy" in fields:
-        has += "; it has energies, which --set objectives=joint learns, with or without forces"
-    if isinstance(dataset, MemoryData):
-        source = dataset.sources[0]
-        unread = missing_labels(source, Path(path), dataset.fields, {}, needed=False)
-        has += f"; {unread} in forcewell data import {source} {path}" if unread else ""
-    raise InputError(f"{name}: nothing to learn here with {', '.join(objective.name for objective in applied) or 'no objective'}: {has}")

@@ -1,6 +1,7 @@
 """Encoders by name. Each is a file of this package; heads.py has what reads energies and noise from their features."""
 
 import inspect
+import math
 import typing
 from typing import Any
 
@@ -41,15 +42,21 @@ __all__ = [
 def encoder(name: str, **settings: Any) -> Encoder:
     """An encoder by name with its settings, freshly initialised. Settings left out have the published full size.
 
-    Raises InputError for an unknown name or setting.
+    Raises InputError for an unknown name or setting, and for sizes that no such encoder can have.
 
     >>> encoder("equivariant-transformer", channels=32, layers=2, heads=4, radial=16).channels
     32
     """
     known = encoder_settings(name)
-    for key in settings:
+    for key, value in settings.items():
         if key not in known:
             raise InputError(f"encoder {name}: unknown setting {key!r}{nearest(key, known)} (known: {', '.join(known)})")
+        kind, default = known[key]
+        if kind in (int, float) and isinstance(value, (int, float)):
+            # As in a configuration: a number whose default is above zero must be so, too.
+            least = "a number above 0" if default > 0 else "0 or more"
+            if not math.isfinite(value) or value < 0 or (value == 0 and default > 0):
+                raise InputError(f"encoder {name}: {key} is {value}; expected {least}")
     return ENCODERS[name](**settings)
 
 

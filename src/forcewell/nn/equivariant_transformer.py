@@ -54,6 +54,12 @@ class EquivariantTransformer(Encoder):
         super().__init__(channels, cutoff, **inputs)
         if channels % heads:
             raise InputError(f"equivariant-transformer: channels ({channels}) must be a multiple of heads ({heads})")
+        if channels < 2:  # the norm of one channel is a constant
+            raise InputError(f"equivariant-transformer: channels is {channels}; it must be 2 or more")
+        if not lower_cutoff < cutoff:
+            raise InputError(
+                f"equivariant-transformer: lower_cutoff ({lower_cutoff} Å) must be below cutoff ({cutoff} Å); it sees what is between"
+            )
         self.lower_cutoff, self.smooth_cutoff, self.heads = lower_cutoff, smooth_cutoff, heads
         self.basis = ExponentialNormalBasis(radial, cutoff, lower_cutoff, trainable_radial)
         self.neighbour_embedding = nn.Embedding(self.rows, channels)

@@ -46,6 +46,13 @@ class GatedEquivariantBlock(nn.Module):
         return (silu(scalars) if self.activate else scalars), self.vector_map(vectors) * gate[:, None, :]
 
 
+def _half(channels: int) -> int:
+    """The width of a head that halves the channels. Raises InputError where nothing would be left."""
+    if channels < 2:
+        raise InputError(f"this head halves the channels of the encoder, which has {channels}; 2 or more are needed")
+    return channels // 2
+
+
 def sum_atoms(energies: Tensor, batch: Batch) -> Tensor:
     """(N, ...) -> (M, ...): the sum over the atoms of each conformation."""
     return energies.new_zeros(len(batch), *energies.shape[1:]).index_add(0, batch.molecule, energies)
@@ -68,7 +75,7 @@ class EquivariantHead(AtomicEnergies):
 
     def __init__(self, channels: int, softening: float = 1e-4, outputs: int = 1) -> None:
         super().__init__()
-        first, second = (channels, channels // 2, True), (channels // 2, outputs, False)
+        first, second = (channels, _half(channels), True), (_half(channels), outputs, False)
         self.blocks = nn.ModuleList([GatedEquivariantBlock(*first, softening), GatedEquivariantBlock(*second, softening)])
 
     def _read(self, features: Features) -> tuple[Tensor, Tensor]:
@@ -128,7 +135,7 @@ class SchNetEnergy(AtomicEnergies):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.hidden, self.out = _perceptron(channels, channels // 2)
+        self.hidden, self.out = _perceptron(channels, _half(channels))
 
     def forward(self, features: Features) -> Tensor:
         return self.out(shifted_softplus(self.hidden(features.scalars)))[:, 0]

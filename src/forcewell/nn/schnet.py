@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from forcewell.batch import Batch
+from forcewell.errors import InputError
 from forcewell.graph import neighbours, places_of
 from forcewell.nn.activation import shifted_softplus
 from forcewell.nn.embedding import Encoder
@@ -40,6 +41,8 @@ class SchNet(Encoder):
         **inputs: Any,
     ) -> None:
         super().__init__(channels, cutoff, **inputs)
+        if radial < 2:
+            raise InputError(f"schnet: radial is {radial}; it must be 2 or more: its Gaussians are as wide as the distance between two")
         if published:
             self.embedding = nn.Embedding(self.rows, channels, padding_idx=0)
         self.basis = GaussianBasis(radial, cutoff)

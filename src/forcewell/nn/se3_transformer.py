@@ -78,6 +78,8 @@ class SE3Transformer(Encoder):
             raise InputError(
                 f"se3-transformer: channels ({channels}) must be a multiple of degrees x divisor x heads ({degrees * divisor * heads})"
             )
+        if channels < 2 * degrees:  # the norm of one channel is a constant
+            raise InputError(f"se3-transformer: channels ({channels}) must be 2 or more for each of the degrees ({degrees})")
         first, self.channels = self.channels, channels
         self.published, self.truncated_gradient = published, truncated_gradient
         width = channels // degrees

@@ -54,6 +54,11 @@ class ForceDenoising(Common):
         """A copy of every minimum, where copies were asked for."""
         return "minima" if self.place == "copies" else "none"
 
+    @property
+    def of_hessian(self) -> bool:
+        """Whether the model Hessian of the minima is needed, for the target or for the size of the noise."""
+        return self.target == "harmonic" or self.temperature is not None
+
     def useful(self, fields: frozenset[str], minima: bool, properties: frozenset[str]) -> bool:
         """Minima."""
         return minima
@@ -67,7 +72,7 @@ class ForceDenoising(Common):
         if not bool(minima.any()):
             return batch
         copy = batch.take(minima)
-        field = PairField.of(copy) if self.target == "harmonic" or self.temperature is not None else None
+        field = PairField.of(copy) if self.of_hessian else None
         epsilon = noise.normal(copy, self.name)
         if field is not None and self.temperature is not None:
             epsilon = thermal(field, epsilon, self.temperature, self.sigma)
@@ -131,8 +136,8 @@ class CoordinateDenoising(Common):
         return "sum" if self.summed else "mean"
 
     def useful(self, fields: frozenset[str], minima: bool, properties: frozenset[str]) -> bool:
-        """Any data."""
-        return True
+        """Any data; beside labels it is but an auxiliary task, which needs theirs."""
+        return self.place != "with-labels"
 
     def prepare(self, batch: Batch, noise: Noise) -> Batch:
         """Displaces copies of the conformations, or the conformations themselves, by ``place``."""
