@@ -21,6 +21,7 @@ from forcewell import simulate
 from forcewell.batch import Batch
 from forcewell.checkpoint import load
 from forcewell.monitor import copies_of
+from forcewell.fused import Molecules
 from forcewell.potential import Potential
 from forcewell.process import keep_memory
 
@@ -48,14 +49,14 @@ def kernels(potential: Potential, batch: Batch) -> Callable[[], object]:
     """Energies and forces of ``batch`` by the compiled function alone, without a tensor made or asked for."""
     found = potential.kernels(batch)
     assert found is not None
-    found.load(found.parameters())
-    N, long, null = len(batch.numbers), ctypes.c_long, None
+    found.load()
+    N, long = len(batch.numbers), ctypes.c_long
     tensors = [batch.offsets, batch.positions.double(), *found.embeddings(batch), torch.empty(N), torch.empty(N, 3)]
-    offsets, positions, embedded, neighbours, energies, forces = (ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors)
-    given = (found.handle, long(len(batch)), offsets, positions, embedded, neighbours, long(0), null, null, null, long(1), long(0))
+    places = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+    molecules = Molecules(len(batch), *places[:4])  # the rest is null: no vectors, pairs to be searched
 
     def run(keep: list[torch.Tensor] = tensors) -> None:
-        found.functions.forcewell_run(*given, energies, forces, ctypes.byref(long(0)))
+        found.functions.forcewell_run(found.handle, ctypes.byref(molecules), long(1), long(0), *places[4:], ctypes.byref(long(0)))
 
     return run
 

@@ -124,7 +124,8 @@ def test_without_gradients_nothing_is_kept(molecules: Batch) -> None:
         out = potential(molecules, forces=False, noise=True, properties=True)
     assert out.forces is None and not any(value.requires_grad for value in (out.energy, out.noise, out.properties))
     with_forces = potential(molecules, noise=True)
-    assert not with_forces.energy.requires_grad and not with_forces.noise.requires_grad
+    assert not with_forces.energy.requires_grad and not with_forces.forces.requires_grad
+    assert with_forces.noise.requires_grad  # as by PyTorch's operations
     torch.testing.assert_close(with_forces.energy, out.energy, rtol=1e-5, atol=1e-5)
 
 

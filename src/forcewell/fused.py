@@ -31,7 +31,7 @@ INTERFACE = 2  # of the functions in kernels/equivariant_transformer.cpp
 INSTRUCTIONS = {AMX: "AMX", 16: "AVX-512", 8: "AVX2", 4: "portable vectors"}
 
 
-class _Molecules(ctypes.Structure):
+class Molecules(ctypes.Structure):
     """``Molecules`` of kernels/chunks.h."""
 
     _fields_ = (
@@ -238,7 +238,7 @@ def _call(function: Any, fused: Fused, batch: Batch, keep: bool, inputs: tuple[A
     held += [None if tensor is None else tensor.contiguous() for tensor in inputs[:3]]
     pairs = periodic_pairs(batch, fused.encoder.cutoff) if bool(batch.pbc.any()) else None
     first, second, shifts = pairs or (None, None, None)
-    given = _Molecules(
+    given = Molecules(
         len(batch), *map(_address, held), 0 if first is None else len(first), _address(first), _address(second), _address(shifts)
     )
     failed, threads = _LONG(0), _LONG(torch.get_num_threads())
