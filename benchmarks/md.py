@@ -20,8 +20,8 @@ from step import aspirin
 from forcewell import simulate
 from forcewell.batch import Batch
 from forcewell.checkpoint import load
-from forcewell.monitor import copies_of
 from forcewell.fused import Molecules
+from forcewell.monitor import copies_of
 from forcewell.potential import Potential
 from forcewell.process import keep_memory
 
