@@ -28,6 +28,7 @@ _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
 # Floats per vector, and one more where matrix products are by AMX tiles.
 AMX = 17
 INTERFACE = 2  # of the functions in kernels/equivariant_transformer.cpp
+_PLAIN = (nn.Linear, nn.LayerNorm)
 INSTRUCTIONS = {AMX: "AMX", 16: "AVX-512", 8: "AVX2", 4: "portable vectors"}
 
 
@@ -84,7 +85,7 @@ def instructions(encoder: nn.Module, head: nn.Module, most: int | None = None, f
         return 0
     # A map of another kind, with hooks or with a parametrisation (pruning, weight norm) is PyTorch's.
     maps = [module for _, _, module in _maps(encoder, head)]
-    if any(type(module) not in (nn.Linear, nn.LayerNorm) for module in maps) or any(any(_hooks(m)) for m in (encoder, head, *maps)):
+    if any(type(module) not in _PLAIN for module in maps) or any(any(_hooks(m)) for m in (encoder, head, *maps)):
         return 0
     if most is None:
         most = AMX if encoder.channels >= 128 else 16
@@ -153,15 +154,20 @@ class Fused:
     def of(self, encoder: nn.Module, head: nn.Module) -> bool:
         """Whether these are the modules that the kernels were made from, and nothing in them was exchanged since."""
         whole = encoder is self.encoder and head is self.head and not any(self.hooks)
-        kept = all(table.get(name) is module for table, name, module in self.maps)
+        # A parametrisation changes the module's type, pruning and the old weight norm add hooks.
+        kept = all(table.get(name) is module and type(module) in _PLAIN for table, name, module in self.maps)
         means, betas = self.encoder.basis.means, self.encoder.basis.betas
         same = all(now is then and _version(now) == version for now, (then, version) in zip((means, betas), self.tables, strict=True))
-        return whole and kept and same and all(name in table for table, name in self.places)
+        return whole and kept and same
 
     def state(self, parameters: list[Tensor]) -> tuple[int, ...]:
         """What tells these parameters' values from others. Not only their versions: ``parameter.data`` changes without."""
-        sample = self.functions.forcewell_sample(self.handle, _addresses(parameters))
-        return (_steps, sample, *[parameter.data_ptr() for parameter in parameters], *map(_version, parameters))
+        places = [parameter.data_ptr() for parameter in parameters]
+        try:
+            versions = [parameter._version for parameter in parameters]
+        except RuntimeError:  # of inference tensors
+            versions = [_version(parameter) for parameter in parameters]
+        return (_steps, self.functions.forcewell_sample(self.handle, (_POINTER * len(places))(*places)), *places, *versions)
 
     def load(self) -> None:
         """Packs the weights if any of them has changed since the last call."""
