@@ -12,8 +12,7 @@ mkdir -p "$out"
 
 arm() { # NAME, then --set changes of the pre-training
     local name=$1; shift
-    $forcewell pretrain quickstart --out "$out/$name/pretraining" --set seed=$seed --set training.steps=500 \
-        --set "data=[{path: 'bundled:qm9', weight: 4}, {path: 'bundled:qm7x', weight: 5}]" "$@"
+    $forcewell pretrain quickstart --out "$out/$name/pretraining" --set seed=$seed "$@"
     $forcewell finetune quickstart-finetune --from "$out/$name/pretraining/model.safetensors" --out "$out/$name/ethanol" --set seed=$seed
 }
 scratch() {
@@ -23,11 +22,13 @@ scratch() {
 run() { "$@" >"$out/$seed-$RANDOM.log" 2>&1; }
 
 # et-ore sees the same number of samples, all of them labelled; et-ore-matched the same number of labels.
-( run arm et-ore --set objectives=et-ore --set "data=[{path: 'bundled:qm7x'}]"
-  run arm et-oreo-faithful --set objectives=et-oreo-faithful
+labelled="data=[{path: 'bundled:qm7x'}]"
+both="data=[{path: 'bundled:qm9', weight: 4}, {path: 'bundled:qm7x', weight: 5}]"
+( run arm et-ore --set objectives=et-ore --set "$labelled" --set training.steps=500
+  run arm et-oreo-faithful --set objectives=et-oreo-faithful --set "$both" --set training.steps=500
   run scratch ) &
-( run arm et-oreo
-  run arm et-ore-matched --set objectives=et-ore --set "data=[{path: 'bundled:qm7x'}]" --set training.steps=278 ) &
+( run arm et-oreo --set "$both" --set training.steps=500
+  run arm et-ore-matched --set objectives=et-ore --set "$labelled" --set training.steps=278 ) &
 wait
 for name in scratch et-ore et-ore-matched et-oreo-faithful et-oreo; do
     printf '%s: ' "$name"
