@@ -7,7 +7,8 @@ DATA and how an arm runs are those of benchmarks/evidence.py: pre-training on mu
 fine-tuning on frames of revised MD17 with a learning rate chosen by validation frames, errors on the 1,000 test frames of the official
 split. Here every pre-training evaluates 100,000 conformations (displaced copies counted) and every fine-tuning takes 4,000 steps of 8.
 Resumable; what is finished is not done again. Results: OUT/results/ENCODER-OBJECTIVE-SEED.json. One arm of ethanol on one core of a busy
-machine: 5 to 12 minutes with the Equivariant Transformer and its compiled kernels, 8 to 18 with SchNet, 16 to 26 with EGNN, and, estimated from single steps, half an hour with GemNet-T at half the budget.
+machine: 5 to 12 minutes with the Equivariant Transformer and its compiled kernels, 8 to 18 with SchNet, 16 to 26 with EGNN, and,
+estimated from single steps, half an hour with GemNet-T at half the budget.
 
 Published claims, and where their figures come from: denoising lowers every encoder's energy error by 20-30 % (Wang et al.: encoders and
 energies), σ = 0.2 Å is best and 1 Å harms (noise-scale), the gain is largest with few data (data-efficiency), the force norm helps
