@@ -62,6 +62,13 @@ def crystals() -> Batch:
     return Batch.from_systems([System.from_atoms(a) for a in (atoms, slab, ase.build.molecule("H2O"))])
 
 
+def with_inputs(batch: Batch, sizes: dict[str, Any]) -> Batch:
+    """Conditions, charges and levels of theory that differ between its conformations."""
+    batch.condition = torch.arange(len(batch)) % 2 if sizes.get("conditions") else torch.zeros_like(batch.condition)
+    batch.charge, batch.level = torch.arange(len(batch)) % 3 - 1, torch.arange(len(batch)) % 2  # read by those that have them
+    return batch
+
+
 def use(potential: Potential, lanes: int, half: bool = False) -> bool:
     """Makes the potential use vectors of at most so many floats; False where there are no such kernels here."""
     found = fused.instructions(potential.encoder, potential.head, lanes, forces=False)
@@ -103,9 +110,7 @@ def test_kernels_are_built() -> None:
 def test_equal_to_pytorch(
     kind: str, sizes: dict[str, Any], lanes: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch: Batch = request.getfixturevalue(kind)
-    batch.condition = torch.arange(len(batch)) % 2 if sizes.get("conditions") else torch.zeros_like(batch.condition)
-    batch.charge, batch.level = torch.arange(len(batch)) % 3 - 1, torch.arange(len(batch)) % 2  # read by those that have them
+    batch = with_inputs(request.getfixturevalue(kind), sizes)
     potential = random_potential(**sizes)
     exact = in_float64(potential)
     if not use(potential, lanes):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_fused import SIZES, apart, crystals, in_float64, liquid, molecules, random_potential, threads, use
+from test_fused import SIZES, apart, crystals, in_float64, liquid, molecules, random_potential, threads, use, with_inputs
 
 from forcewell import fused
 from forcewell.batch import Batch
@@ -50,9 +50,7 @@ def give_forces(batch: Batch) -> Batch:
 def test_equal_to_pytorch(
     kind: str, sizes: dict[str, Any], lanes: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch: Batch = request.getfixturevalue(kind)
-    batch.condition = torch.arange(len(batch)) % 2 if sizes.get("conditions") else torch.zeros_like(batch.condition)
-    batch.charge, batch.level = torch.arange(len(batch)) % 3 - 1, torch.arange(len(batch)) % 2  # read by those that have them
+    batch = with_inputs(request.getfixturevalue(kind), sizes)
     if sizes is GIVEN:
         batch = give_forces(batch)
     potential = potential_with_heads(**sizes)
