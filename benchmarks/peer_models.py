@@ -92,7 +92,7 @@ def main() -> None:
         if verb == "info":
             answer = {"parameters": sum(p.numel() for p in model.parameters()), "cutoff": cutoff, "torch": torch.__version__}
             answer["path"] = str(getattr(model, "path", "PyTorch, eager"))
-            if getattr(model, "_fused", None) is not None:
+            if os.environ.get("ATEN_CPU_CAPABILITY") == "avx2" and getattr(model, "_fused", None) is not None:
                 answer["path"] = "compiled kernels, AVX2"
         elif verb == "save":
             np.savez(words[0], **{name: value.numpy() for name, value in model.state_dict().items()})
