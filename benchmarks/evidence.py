@@ -3,12 +3,9 @@
 Usage: .venv/bin/python benchmarks/evidence.py DATA OUT [--size small] [--arms scratch et-ore ...] [--seeds 0] [--stability]
        .venv/bin/python benchmarks/evidence.py DATA OUT --table
 
-DATA holds, by these paths: qm7x/qm7x_hand.npz and s66x8/s66x8.npz, as they are in the package (src/forcewell/bundled);
-qm9/qm9_equilibrium.npz, all of QM9 without fluorine (github.com/ppqm/dataset-qm9; ids, natoms, z, pos); spice/spice_replay500.npz, 490
-conformations of SPICE (natoms, z, pos in Å, forces and energy in eV, smiles, charge, subset); rmd17/rmd17_MOLECULE_train_01.npz and
-..._test_01.npz, the frames of revised MD17's official split 01 (`forcewell data sources`: rmd17); rmd17/MOLECULE_4895.npz, those of its
-five training splits together (z, pos, energy, forces in kcal/mol). Every part is resumable; what is finished is not done again. One arm
-takes half an hour to one and a half on one core; give two processes different arms to use two. Results: OUT/results/ARM-SEED.json.
+DATA is made by benchmarks/evidence_data.py from two downloads: minima of QM9 without fluorine, conformations of QM7-X, SPICE and S66x8,
+and revised MD17. Every part is resumable; what is finished is not done again. One arm takes half an hour to one and a half on one core;
+give two processes different arms to use two. Results: OUT/results/ARM-SEED.json.
 
 An arm is a pre-training of a small Equivariant Transformer (64 channels, 3 layers), then, for each benchmark molecule and number of
 frames, a fine-tuning on forces with a learning rate chosen by validation frames, and the errors on the 1,000 test frames of the
@@ -279,6 +276,9 @@ def run_arm(arm: str, described: Arm, seed: int, size: Size, given: argparse.Nam
             if chosen := best_row(known, molecule, count, size.steps, labels):
                 best = chosen["rate"]
             else:
+                # Begun at the rate chosen for as many frames of another molecule, a search takes two or three runs instead of four.
+                others = (best_row(result, other, count, size.steps, labels) for other in SIZES["full"].molecules if other != molecule)
+                best = next((row["rate"] for row in others if row), best)
                 best = best_rate(lambda rate, molecule=molecule, count=count: tune(molecule, count, rate)["validation"], best)
             row = tune(molecule, count, best)
             if given.stability and count in (100, 950) and "md" not in row:

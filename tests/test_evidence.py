@@ -8,10 +8,12 @@ import sys
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_runs import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[1]
+SYMBOLS = {1: "H", 6: "C", 7: "N", 8: "O"}
 FILES = {
     "qm9/qm9_equilibrium.npz": "qm9_minima_4002.npz",
     "qm7x/qm7x_hand.npz": "qm7x_hand.npz",
@@ -88,3 +90,40 @@ def test_claims_at_their_tiny_size(data: Path, tmp_path: Path) -> None:
             rivals = [other for other in first["rows"] if other["frames"] == row["frames"]]
             assert row["rate"] == min(rivals, key=lambda other: other["validation"])["rate"]
         assert len(second["rows"]) == 2 and all(row["seed"] == 1 for row in second["rows"])
+
+
+def test_the_data_folder_is_made_from_the_downloads(tmp_path: Path) -> None:
+    rmd17, qm9 = tmp_path / "rmd17-npz", tmp_path / "qm9"
+    for folder in (rmd17, qm9):
+        folder.mkdir()
+    with resources.as_file(resources.files("forcewell.bundled")) as bundled:
+        parts = {part: dict(np.load(bundled / f"rmd17_ethanol_{part}_01.npz")) for part in ("train", "test")}
+        minima = dict(np.load(bundled / "qm9_minima_4002.npz"))
+    for molecule in ("ethanol", "aspirin", "naphthalene", "salicylic"):
+        for part, arrays in parts.items():
+            np.savez(rmd17 / f"rmd17_{molecule}_{part}_01.npz", **{k: v[:9] if len(v) == 1000 else v for k, v in arrays.items()})
+    train = parts["train"]
+    for molecule in ("azobenzene", "benzene", "paracetamol", "toluene"):
+        for split in range(1, 6):  # each shares three frames with the next
+            rows = {name: v[5 * split : 5 * split + 8] if len(v) == 1000 else v for name, v in train.items()}
+            np.savez(rmd17 / f"rmd17_{molecule}_train_0{split}.npz", **rows)
+    # Of QM9's files: one that the measurements use, and 58, which they do not, in the layout in which they were published.
+    count, chosen = int(minima["natoms"][0]), int(minima["ids"][0])
+    z, points = minima["z"][:count], minima["pos"][:count]
+    for index in (chosen, 58):
+        atoms = "".join(f"{SYMBOLS[n]}\t{x:.9f}\t{y:.9f}\t{z:.9f}\t0.1\n" for n, (x, y, z) in zip(z.tolist(), points.tolist(), strict=True))
+        text = f"{count}\ngdb {index}\t{'1.0	' * 15}\n{atoms}1.0\t2.0\t3.0\nO\tO\nInChI\tInChI\n"
+        (qm9 / f"dsgdb9nsd_{index:06d}.xyz").write_text(text, encoding="utf-8")
+
+    run("evidence_data.py", rmd17, qm9, tmp_path / "made")
+    made = np.load(tmp_path / "made/qm9/qm9_equilibrium.npz")
+    assert made["ids"].tolist() == [chosen] and (made["z"] == z).all() and np.abs(made["pos"] - points).max() < 1e-6
+    benzene = np.load(tmp_path / "made/rmd17/benzene_4895.npz")
+    assert len(benzene["pos"]) == 28 and (np.diff(benzene["md17_index"]) > 0).all()
+    row = int(np.flatnonzero(train["old_indices"] == benzene["md17_index"][11])[0])
+    assert (benzene["forces"][11] == train["forces"][row].astype(np.float32)).all() and benzene["energy"][11] == train["energies"][row]
+    assert {path.parent.name for path in (tmp_path / "made").rglob("*.npz")} == {"rmd17", "qm9", "qm7x", "s66x8", "spice"}
+    (rmd17 / "rmd17_toluene_train_03.npz").unlink()
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        run("evidence_data.py", rmd17, qm9, tmp_path / "again")
+    assert "rmd17_toluene_train_03.npz: not found" in failed.value.stderr and "Traceback" not in failed.value.stderr
