@@ -1,6 +1,7 @@
 """The compiled kernels against the PyTorch modules in float64, for every instruction set that this machine has."""
 
 import copy
+import platform
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -276,6 +277,21 @@ def test_forces_of_a_scaled_level_carry_no_graph_unless_asked(molecules: Batch) 
     assert not plain.forces.requires_grad and not plain.energy.requires_grad and graph.forces.requires_grad
     graph.forces.square().sum().backward()
     assert float(potential.level_scale.grad.abs()) > 0
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="set where such numbers are slow")
+def test_tiny_numbers_are_zero_in_the_kernels_alone(molecules: Batch) -> None:
+    potential = random_potential(**SIZES[0])
+    with torch.no_grad():
+        for parameter in potential.head.blocks[-1].gate.parameters():  # type: ignore[union-attr, index]
+            parameter *= 1e-40
+    right = in_float64(potential)(molecules.to(dtype=torch.float64)).forces.abs()
+    found = potential(molecules).forces
+    below = int(((right > 0) & (right < 1e-38)).sum())
+    print(f"{below} of {right.numel()} components below 1e-38 eV/Å; the kernels' largest {found.max():.0e}")
+    assert float(right[right > 0].max()) < 1e-38 and not found.any()
+    tiny = torch.tensor([1e-39])
+    assert (tiny * 1.0 == tiny).all() and (tiny * 1.0 > 0).all()  # the caller's own arithmetic is as it was
 
 
 def test_kernels_of_other_sources_are_not_called(monkeypatch: pytest.MonkeyPatch) -> None:

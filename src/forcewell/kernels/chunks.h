@@ -118,11 +118,25 @@ void search(const double* r, const long* offsets, long molecules, double cutoff,
     }
 }
 
+// While one lives, numbers below 1.2e-38 count as zero in its thread. The tails of the radial functions are such numbers, and all
+// forces of a network that a high learning rate has killed: multiplying them takes a processor up to a hundred times as long.
+struct NoDenormals {
+#if defined(__x86_64__)
+    const unsigned before = _mm_getcsr();
+    NoDenormals() { _mm_setcsr(before | 0x8040); }  // flush to zero, denormals are zero
+    ~NoDenormals() { _mm_setcsr(before); }
+#endif
+};
+
 template <class Work>
 void in_threads(long count, Work work) {
     std::vector<std::thread> threads;
-    for (long k = 1; k < count; k++) threads.emplace_back([&work, k] { work(k); });
-    work(0);
+    const auto part = [&work](long k) {
+        [[maybe_unused]] NoDenormals here;
+        work(k);
+    };
+    for (long k = 1; k < count; k++) threads.emplace_back(part, k);
+    part(0);
     for (std::thread& t : threads) t.join();
 }
 

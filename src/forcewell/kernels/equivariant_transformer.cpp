@@ -12,6 +12,9 @@
 #include <sys/mman.h>
 #include <thread>
 #include <vector>
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
 
 #include "model.h"
 #include "tape.h"
