@@ -184,6 +184,7 @@ def finetuning(
     training, validation = frames(data, out, molecule, count)
     changes = [
         f"seed={seed}", f"data={training}", f"validation.path={validation}", f"optimiser.learning_rate={rate}", f"training.steps={steps}",
+        "hardware.compile=always",  # where there are no kernels; after the first of many alike it takes seconds
     ]  # fmt: skip
     to = place / f"{molecule}-{count}-{rate:g}-{steps}"
     if labels == "energies":

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 CONSOLE = Console(highlight=False, soft_wrap=True)
+STANDING = 4  # validations with the same loss, after which the user is told
 
 
 def say(text: str) -> None:
@@ -48,6 +49,7 @@ class TrainingDisplay:
     def __init__(self, steps: int, enabled: bool = True) -> None:
         self.steps, self.enabled = steps, enabled
         self._rate = 0.0
+        self._unchanged: list[tuple[int, float]] = []  # steps and losses of the last validations, as long as they are alike
         columns = (
             TextColumn("[bold]training"),
             BarColumn(bar_width=24),
@@ -84,3 +86,16 @@ class TrainingDisplay:
         best = "  (best)" if line["best"] else ""
         throughput = f"  {self._rate:.0f} molecules/s" if self._rate else ""
         say(f"step {step:>6}/{self.steps}  validation loss {line['loss']:.5f}{forces}{energies}{throughput}{best}")
+        self._watch(step, line)
+
+    def _watch(self, step: int, line: dict[str, Any]) -> None:
+        """Says it once when the loss stands still, none of it the best: seen of networks that the first steps' high rate had killed,
+        whose losses then differed by 1e-7."""
+        if line["best"] or (self._unchanged and abs(line["loss"] - self._unchanged[0][1]) > 1e-6 * line["loss"]):
+            self._unchanged = []
+        self._unchanged.append((step, line["loss"]))
+        if len(self._unchanged) == STANDING and not line["best"]:
+            say(
+                f"the validation loss has not changed since step {self._unchanged[0][0]}: the network learns nothing, and may give the "
+                "same for every conformation; a lower learning rate (optimiser.learning_rate) may keep it alive"
+            )
