@@ -16,13 +16,12 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-from evidence import RELATIVES
+from evidence import RELATIVES, SIZES
 
 from forcewell.errors import InputError
 from forcewell.sources import qm9
 
 HERE = Path(__file__).parent / "data"
-MOLECULES = ("ethanol", "aspirin", "naphthalene", "salicylic")
 SPLITS = range(1, 6)
 
 
@@ -34,7 +33,10 @@ def existing(path: Path) -> Path:
 
 
 def union(folder: Path, molecule: str) -> dict[str, np.ndarray]:
-    """The frames of a molecule's five training splits, each once, in the order of the original trajectory (4,895 of 5,000)."""
+    """The frames of a molecule's five training splits, each once, in the order of the original trajectory (4,895 of 5,000).
+
+    z (n,); pos (F, n, 3) Å; energy (F,) kcal/mol and forces (F, n, 3) kcal/mol/Å, as upstream; md17_index (F,) places in it.
+    """
     splits = [np.load(existing(folder / f"rmd17_{molecule}_train_0{split}.npz")) for split in SPLITS]
     index, first = np.unique(np.concatenate([split["old_indices"] for split in splits]), return_index=True)
     joined = {name: np.concatenate([split[name] for split in splits])[first] for name in ("coords", "energies", "forces")}
@@ -44,7 +46,7 @@ def union(folder: Path, molecule: str) -> dict[str, np.ndarray]:
 
 
 def minima(path: Path) -> dict[str, np.ndarray]:
-    """The chosen minima of QM9, one after another."""
+    """The chosen minima of QM9: ids (F,) and natoms (F,); z (N,) and pos (N, 3) Å of all their atoms, one after another."""
     files = sorted(path.glob("dsgdb9nsd_*.xyz")) if path.is_dir() else [existing(path)]
     with np.load(HERE / "qm9_chosen.npz") as packed:
         chosen = np.unpackbits(packed["packed"]).astype(bool)
@@ -72,9 +74,10 @@ def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def copy(source: Path, path: Path) -> None:
-    """A file as it is, unless it is there."""
+    """A file as it is, whole or not at all, unless it is there."""
     if not path.is_file():
-        shutil.copyfile(existing(source), path)
+        shutil.copyfile(existing(source), path.with_suffix(".part"))
+        path.with_suffix(".part").rename(path)
         print(path)
 
 
@@ -87,7 +90,7 @@ def main() -> None:
     for name in ("rmd17", "qm9", "qm7x", "s66x8", "spice"):
         (given.data / name).mkdir(parents=True, exist_ok=True)
     try:
-        for molecule in MOLECULES:
+        for molecule in SIZES["full"].molecules:
             for part in ("train", "test"):
                 copy(given.rmd17 / f"rmd17_{molecule}_{part}_01.npz", given.data / f"rmd17/rmd17_{molecule}_{part}_01.npz")
         for molecule in RELATIVES:
