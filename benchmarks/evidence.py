@@ -35,6 +35,7 @@ from forcewell.objectives import PRESETS
 from forcewell.process import keep_memory
 from forcewell.runs import finetune, pretrain
 from forcewell.simulate import simulate
+from forcewell.split import by_time_block
 from forcewell.store import open_data
 from forcewell.system import System
 
@@ -136,6 +137,10 @@ def pretraining(described: Arm, seed: int, size: Size, paths: dict[str, str], pl
     if minima < 1:
         entries = [{"path": paths[name], "weight": (1 - minima) * weight / total} for name, weight in labelled.items()]
         entries = [entry | ({"level": "wB97M-D3(BJ)/def2-TZVPPD"} if entry["path"] == paths["spice"] else {}) for entry in entries]
+    for entry in entries:
+        if entry["path"] in (paths[name] for name in RELATIVES if name in labelled):  # one molecule has no other to validate on
+            entry["split"] = str(place.parent / "data" / f"{Path(entry['path']).stem}-split.json")
+            by_time_block(open_data(Path(entry["path"])), (0.95, 0.05), blocks=20).save(Path(entry["split"]))
     if minima > 0:
         entries.append({"path": paths["qm9"], "weight": minima})
     terms = PRESETS[objectives] if isinstance(objectives, str) else objectives or {}

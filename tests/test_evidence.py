@@ -8,6 +8,7 @@ import sys
 from importlib import resources
 from pathlib import Path
 
+import ase.build
 import numpy as np
 import pytest
 from tiny_runs import ENVIRONMENT
@@ -62,6 +63,21 @@ def test_arms_at_their_tiny_size(data: Path, tmp_path: Path) -> None:
     assert len(table) == 4 and sum("6 steps" in line for line in table) == 2
     run("evidence_plots.py", out / "results", "--arms", "scratch", "token-0.05-10", "--steps", "4")
     assert all((out / "results" / f"{name}.svg").stat().st_size > 5000 for name in ("frames", "curves"))
+
+
+def test_relatives_at_their_tiny_size(data: Path, tmp_path: Path) -> None:
+    """Trajectories of single molecules, methanol's in place of each, beside the rest: they are divided by time."""
+    methanol, generator = ase.build.molecule("CH3OH"), np.random.default_rng(0)
+    positions, forces = methanol.positions + generator.normal(0, 0.05, (200, 6, 3)), generator.normal(0, 20, (200, 6, 3))
+    for molecule in ("azobenzene", "benzene", "paracetamol", "toluene"):
+        arrays = {"z": methanol.numbers, "pos": positions, "energy": np.zeros(200), "forces": forces, "md17_index": np.arange(200)}
+        np.savez(data / f"rmd17/{molecule}_4895.npz", **arrays)
+    out = tmp_path / "out"
+    run("evidence.py", data, out, "--size", "tiny", "--arms", "et-ore-relatives", "--molecules", "ethanol", "--frames", "50")
+    result = json.loads((out / "results" / "et-ore-relatives-0.json").read_text(encoding="utf-8"))
+    print(result["pretraining"])
+    assert result["pretraining"]["steps"] == 24 and len(result["rows"]) >= 3
+    assert json.loads((out / "data" / "benzene_4895-split.json").read_text(encoding="utf-8"))["method"] == "time"
 
 
 def test_several_molecules_at_once_at_their_tiny_size(data: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from forcewell.system import System
 
 SIZES = [
     {"channels": 64, "layers": 3, "heads": 4, "radial": 32},
-    {"channels": 32, "layers": 1, "heads": 2, "radial": 16},
+    {"channels": 32, "layers": 1, "heads": 2, "radial": 48},
     {"channels": 256, "layers": 2, "heads": 8, "radial": 64, "conditions": 1},
     {"channels": 48, "layers": 2, "heads": 3, "radial": 16, "electronic": True, "levels": 2, "classes": "wang"},
 ]
@@ -53,14 +53,18 @@ def molecules() -> Batch:
     return Batch.from_systems([*systems, *map(System.from_atoms, odd)])
 
 
-@pytest.fixture
-def crystals() -> Batch:
-    """Small triclinic cells in which atoms meet several images of each other and of themselves."""
+def cells() -> list[System]:
+    """Small triclinic cells in which atoms meet several images of each other and of themselves, and a molecule."""
     fractions = [[0, 0, 0], [0.4, 0.1, 0.2], [0.2, 0.6, 0.7], [0.7, 0.5, 0.3]]
     atoms = ase.Atoms("CNOH", cell=[[3.9, 0, 0], [0.6, 3.4, 0], [-0.5, 0.7, 4.1]], scaled_positions=fractions, pbc=True)
     slab = atoms.copy()
     slab.pbc = [True, False, True]
-    return Batch.from_systems([System.from_atoms(a) for a in (atoms, slab, ase.build.molecule("H2O"))])
+    return [System.from_atoms(a) for a in (atoms, slab, ase.build.molecule("H2O"))]
+
+
+@pytest.fixture
+def crystals() -> Batch:
+    return Batch.from_systems(cells())
 
 
 def with_inputs(batch: Batch, sizes: dict[str, Any]) -> Batch:
@@ -147,6 +151,28 @@ def test_equal_to_pytorch(
     assert worst < 20 * usual + 1e-5  # softened lengths near zero amplify rounding, in any order of the sums
 
 
+@pytest.mark.parametrize("lanes", sorted(fused.INSTRUCTIONS))
+@pytest.mark.parametrize(("radial", "cutoff"), [(16, 5.0), (32, 5.0), (48, 5.0), (64, 5.0), (64, 2.0)])  # at 2 Å pairs may have none
+def test_pairs_at_every_distance(radial: int, cutoff: float, lanes: int) -> None:
+    """Radial functions that are next to nothing at a pair's distance are left out: forces and gradients do not show it."""
+    methane = ase.build.molecule("CH4")
+    methane.rattle(0.2, seed=0)  # and five elements: what is linear or planar amplifies rounding
+    scales = np.linspace(0.2, 0.9 * cutoff, 60)
+    batch = Batch.from_systems([System.from_atoms(ase.Atoms("CHNOF", scale * methane.positions)) for scale in scales])
+    potential = random_potential(channels=64, layers=2, heads=4, radial=radial, cutoff=cutoff)
+    exact = in_float64(potential)
+    if not use(potential, lanes):
+        pytest.skip(f"no vectors of {lanes} floats on this processor")
+    found = []
+    for model, given in ((potential, batch), (exact, batch.to(dtype=torch.float64))):
+        out = model(given, create_graph=True)
+        out.forces.square().sum().backward()
+        found.append((out.forces.detach().double(), model.encoder.layers[0].filters.weight.grad.double()))
+    off = [apart(one, two) for one, two in zip(*found, strict=True)]
+    print(f"{radial} functions, {cutoff} Å, {lanes} floats: forces {off[0]:.1e}, gradient {off[1]:.1e}")
+    assert max(off) < 2e-5
+
+
 def test_large_molecules_use_cells() -> None:
     potential = random_potential(**SIZES[1])
     batch = Batch.from_systems([liquid(600)])
@@ -154,6 +180,16 @@ def test_large_molecules_use_cells() -> None:
     error = float((potential(batch).forces - right).abs().max() / right.abs().max())
     print(f"600 atoms: forces {error:.1e}")
     assert error < 1e-5
+
+
+@pytest.mark.parametrize("lanes", sorted(fused.INSTRUCTIONS))
+def test_crystals_alone_have_the_same_bits_as_in_a_batch(lanes: int) -> None:
+    """Pairs are sorted by distance, of each conformation by itself."""
+    potential = random_potential(**SIZES[0])
+    if not use(potential, lanes):
+        pytest.skip(f"no vectors of {lanes} floats on this processor")
+    alone = [potential(Batch.from_systems([system])).forces for system in cells()]
+    assert torch.equal(potential(Batch.from_systems(cells())).forces, torch.cat(alone))
 
 
 def test_same_bits_on_any_number_of_threads(molecules: Batch) -> None:
@@ -186,7 +222,10 @@ def threads() -> Iterator[Callable[[int], None]]:
 @pytest.mark.parametrize("kind", ["one system", "a large system and small ones", "crystal"])
 def test_one_system_on_several_threads(kind: str, sizes: dict[str, Any], atoms: int, threads: Callable[[int], None]) -> None:
     """Every number of threads gives the same to rounding, and the same bits each time."""
-    small = [System.from_atoms(ase.build.molecule(name)) for name in ("H2O", "HCN")]
+    few = [ase.build.molecule(name) for name in ("H2O", "HCN")]
+    for molecule in few:  # a plane's or a line's softened lengths of zero amplify rounding: gradients 2e-4 from float64's
+        molecule.rattle(0.1, seed=0)
+    small = [System.from_atoms(molecule) for molecule in few]
     crystal = ase.build.bulk("NaCl", "rocksalt", a=5.6, cubic=True).repeat((2, atoms // 32 or 1, atoms // 32 or 1))
     crystal.rattle(0.1, seed=0)
     systems = {"one system": [liquid(atoms)], "crystal": [System.from_atoms(crystal)]}.get(kind, [liquid(atoms), *small])
@@ -206,10 +245,11 @@ def test_one_system_on_several_threads(kind: str, sizes: dict[str, Any], atoms: 
 
 
 @pytest.mark.parametrize("lanes", sorted(fused.INSTRUCTIONS))
-def test_bfloat16_is_float32_with_rounded_weights(lanes: int, molecules: Batch) -> None:
+@pytest.mark.parametrize("sizes", SIZES[:2], ids=lambda sizes: str(sizes["channels"]))
+def test_bfloat16_is_float32_with_rounded_weights(sizes: dict[str, Any], lanes: int, molecules: Batch) -> None:
     """To the last bit, gradients included: nothing but the weights of the encoder's linear maps is rounded."""
     molecules.condition = torch.zeros_like(molecules.condition)
-    rough, rounded = random_potential(**SIZES[0]), random_potential(**SIZES[0])
+    rough, rounded = random_potential(**sizes), random_potential(**sizes)
     with torch.no_grad():
         for name, parameter in rounded.encoder.named_parameters():
             if parameter.dim() == 2 and "embedding" not in name:

@@ -1,9 +1,10 @@
 """The Equivariant Transformer's energy, forces, features and training gradients by compiled kernels (CPU, float32).
 
-Same function and same parameters as the PyTorch modules, which stay the reference; sums are ordered differently, so forces
-agree to a few 1e-6 of their size. A loss L on forces needs d/dθ of Σ_i w_i·dE/dr_i with w = -dL/dF: the kernels carry the
-derivative along w through the forward and the reverse pass, so no second-order graph is built (kernels/layers.h). What is no
-derivative of an energy (noise, properties, energies alone) is read from the features by PyTorch, and needs a plain reverse pass.
+Same function and same parameters as the PyTorch modules, which stay the reference; sums are ordered differently and radial
+functions below e^-18 left out, so forces agree to a few 1e-6 of their size. A loss L on forces needs d/dθ of Σ_i w_i·dE/dr_i with
+w = -dL/dF: the kernels carry the derivative along w through the forward and the reverse pass, so no second-order graph is built
+(kernels/layers.h). What is no derivative of an energy (noise, properties, energies alone) is read from the features by PyTorch,
+and needs a plain reverse pass.
 """
 
 from __future__ import annotations

@@ -104,22 +104,62 @@ std::vector<long> split(const Model& m, long molecules, const long* offsets) {
     return chunk;
 }
 
-struct Pairs {  // atoms counted from the chunk's first; lattice offsets, or null where nothing is periodic
+struct Pairs {  // atoms counted from the chunk's first; lattice offsets (P, 3), or none where nothing is periodic
     std::vector<int> first, second;
-    const double* offsets = nullptr;
+    std::vector<double> offsets;
 };
+
+// Puts a molecule's pairs, from `begin` on, in the order of their distances, BLOCK after BLOCK: the same radial functions are then not
+// zero for many rows together. The order is that of the molecule alone, so that its forces are the same to the last bit in any batch.
+void sort_pairs(const double* r, long begin, Pairs& pairs) {
+    for (long from = begin, end = (long)pairs.first.size(); from < end; from += BLOCK) {
+        const long count = std::min((long)BLOCK, end - from);
+        struct Pair {
+            double square, offset[3];
+            int first, second;
+        } sorted[BLOCK];
+        for (long p = from; p < from + count; p++) {
+            Pair pair = {0, {0, 0, 0}, pairs.first[p], pairs.second[p]};
+            for (int k = 0; k < 3; k++) {
+                if (!pairs.offsets.empty()) pair.offset[k] = pairs.offsets[3 * p + k];
+                const double x = r[3 * pair.second + k] - r[3 * pair.first + k] + pair.offset[k];
+                pair.square += x * x;
+            }
+            long at = p - from;
+            for (; at > 0 && sorted[at - 1].square > pair.square; at--) sorted[at] = sorted[at - 1];
+            sorted[at] = pair;
+        }
+        for (long q = 0; q < count; q++) {
+            pairs.first[from + q] = sorted[q].first, pairs.second[from + q] = sorted[q].second;
+            if (!pairs.offsets.empty()) std::copy_n(sorted[q].offset, 3, &pairs.offsets[3 * (from + q)]);
+        }
+    }
+}
 
 // Pairs of molecules whose first atoms are at `offsets`, of which the first one's positions begin at r.
 void search(const double* r, const long* offsets, long molecules, double cutoff, Pairs& pairs) {
     pairs.first.clear(), pairs.second.clear();
     for (long k = 0; k < molecules; k++) {
-        const long before = offsets[k] - offsets[0];
+        const long before = offsets[k] - offsets[0], begin = (long)pairs.first.size();
         find_pairs(r + 3 * before, offsets[k + 1] - offsets[k], cutoff, pairs.first, pairs.second, (int)before);
+        sort_pairs(r, begin, pairs);
     }
 }
 
-// While one lives, numbers below 1.2e-38 count as zero in its thread. The tails of the radial functions are such numbers, and all
-// forces of a network that a high learning rate has killed: multiplying them takes a processor up to a hundred times as long.
+// The same of given pairs (first, second, lattice offsets), which are sorted by molecule.
+void take_pairs(const double* r, const long* offsets, long molecules, long count, const int* first, const int* second, const double* shifts, Pairs& pairs) {
+    for (long k = 0, p = 0; k < molecules; k++) {
+        const long begin = p;
+        for (; p < count && first[p] < offsets[k + 1]; p++) {
+            pairs.first.push_back(first[p] - (int)offsets[0]), pairs.second.push_back(second[p] - (int)offsets[0]);
+            pairs.offsets.insert(pairs.offsets.end(), shifts + 3 * p, shifts + 3 * p + 3);
+        }
+        sort_pairs(r, begin, pairs);
+    }
+}
+
+// While one lives, numbers below 1.2e-38 count as zero in its thread. All forces of a network that a high learning rate has killed are
+// such numbers, and multiplying them takes a processor up to a hundred times as long.
 struct NoDenormals {
 #if defined(__x86_64__)
     const unsigned before = _mm_getcsr();
@@ -156,11 +196,11 @@ bool evaluate(Model& m, long atoms, const float* embedded, const float* neighbou
 }
 
 // How many of the threads pay for one chunk: each needs work for a millisecond, since they wait for each other four times a layer
-// (and long, where other programs take the cores), and five atoms, since each reads all weights. About ten pairs per atom; a core
-// does some 12 multiplications and additions in a nanosecond.
+// (and long, where other programs take the cores), and five atoms, since each reads all weights. About ten pairs per atom, with some 16
+// radial functions each; a core does some 12 multiplications and additions in a nanosecond.
 long pay(const Model& m, long atoms, long threads) {
     const Sizes& s = m.w.s;
-    const double work = double(atoms) * s.layers * s.channels * (17 * s.channels + 40 * (s.radial + 32)) / 12;  // ns
+    const double work = double(atoms) * s.layers * s.channels * (17 * s.channels + 40 * (std::min(s.radial, 16L) + 32)) / 12;  // ns
     return std::max(1L, std::min({threads, atoms / 5, (long)(work / 1e6)}));
 }
 
@@ -223,13 +263,13 @@ Run* run(Model& m, const Molecules& s, bool dual, long threads, bool keep, long*
             Pairs pairs;
             const long begin = s.offsets[chunk[c]], atoms = s.offsets[chunk[c + 1]] - begin;
             const double* positions = s.positions + 3 * begin;
-            if (s.first) {
-                for (long p = pair_start[c]; p < pair_start[c + 1]; p++) pairs.first.push_back(s.first[p] - begin), pairs.second.push_back(s.second[p] - begin);
-                pairs.offsets = s.shifts + 3 * pair_start[c];
-            } else
-                search(positions, s.offsets + chunk[c], chunk[c + 1] - chunk[c], m.w.s.cutoff, pairs);
+            const long *own = s.offsets + chunk[c], p = pair_start[c], molecules = chunk[c + 1] - chunk[c];
+            if (s.first)
+                take_pairs(positions, own, molecules, pair_start[c + 1] - p, s.first + p, s.second + p, s.shifts + 3 * p, pairs);
+            else
+                search(positions, own, molecules, m.w.s.cutoff, pairs);
             Tape t;
-            auto of_part = [&](Part& p) { work(p, begin, positions, pairs.offsets); };
+            auto of_part = [&](Part& p) { work(p, begin, positions, pairs.offsets.empty() ? nullptr : pairs.offsets.data()); };
             const float* vectors = s.vectors ? s.vectors + 3 * begin * C : nullptr;
             if (!evaluate(m, atoms, s.embedded + begin * C, s.neighbours + begin * C, vectors, pairs, dual, together, t, of_part)) return 1;
             if (run)

@@ -1,14 +1,11 @@
 // Linear maps, their reverse and their gradients, by whichever products the instruction set has.
 
-static void pack_linear(const Linear& f) {
-    if (f.half) {
-        products::pack(f.in, f.out, f.w, 1, f.in, (Half*)f.forward_panels);
-        products::pack(f.out, f.in, f.w, f.in, 1, (Half*)f.backward_panels);
-    } else {
-        products::pack(f.in, f.out, f.w, 1, f.in, (float*)f.forward_panels);
-        products::pack(f.out, f.in, f.w, f.in, 1, (float*)f.backward_panels);
-    }
+template <class S>
+static void pack_as(const Linear& f) {
+    products::pack(f.in, f.out, f.w, 1, f.in, (S*)f.forward_panels);
+    products::pack(f.out, f.in, f.w, f.in, 1, (S*)f.backward_panels);
 }
+static void pack_linear(const Linear& f) { f.half ? pack_as<Half>(f) : pack_as<float>(f); }
 
 // Y = X W^T + bias
 static void product_forward(const Linear& f, long M, const float* X, long ldx, const float* bias, float* Y) {
@@ -34,12 +31,48 @@ template <bool D>
 static inline void apply_back(const Linear& f, long M, Array ybar, Array xbar, long ldx, bool accumulate) {
     product_back(f, M, written<D>(ybar), written<D>(xbar), ldx, accumulate);
 }
+static inline void bias_gradient(const Linear& f, long M, const float* ybar) {
+    for (long m = 0; m < M; m++)
+        for (long n = 0; n < f.out; n += VL) store(f.gb + n, load(f.gb + n) + load(ybar + m * f.out + n));
+}
 // The gradients of a weight matrix and of its bias.
 template <Goal G>
 static inline void gradient(const Linear& f, long M, Array ybar, Array x, long ldx) {
     if (!dual(G)) ybar = {0, ybar.v}, x = {x.v, 0};
     products::outer(M, f.out, f.in, ybar, f.out, x, ldx, f.gw);
-    if (!f.b) return;
-    for (long m = 0; m < M; m++)
-        for (long n = 0; n < f.out; n += VL) store(f.gb + n, load(f.gb + n) + load(ybar.d + m * f.out + n));
+    if (f.b) bias_gradient(f, M, ybar.d);
+}
+
+// Maps of radial functions, of which a pair has 9 to 17 that are not zero, of whatever number. The others are left out of products by
+// vectors, which then take no longer than AMX tiles, whose sums are of 32 at a time.
+template <class S>
+static void pack_filter_as(const Linear& f) {
+    by_vectors::pack(f.in, f.out, f.w, 1, f.in, (S*)f.forward_panels);
+    by_vectors::pack(f.out, f.in, f.w, f.in, 1, (S*)f.backward_panels);
+}
+static void pack_filter(const Linear& f) { f.half ? pack_filter_as<Half>(f) : pack_filter_as<float>(f); }
+
+// y = x W^T + bias, with x (M, in)
+template <bool D>
+static void filter(const Linear& f, long M, Array x, const Window* windows, Array y) {
+    const float *X = written<D>(x), *bias = D ? 0 : f.b;
+    float* Y = written<D>(y);
+    if (f.half)
+        by_vectors::product(M, f.out, f.in, X, f.in, (const Half*)f.forward_panels, bias, false, Y, f.out, windows);
+    else
+        by_vectors::product(M, f.out, f.in, X, f.in, (const float*)f.forward_panels, bias, false, Y, f.out, windows);
+}
+// X += Y W, at least the numbers of the windows
+static void filter_back(const Linear& f, long M, const float* Y, const Window* windows, float* X) {
+    if (f.half)
+        by_vectors::product_within(M, f.in, f.out, Y, f.out, (const Half*)f.backward_panels, X, f.in, windows);
+    else
+        by_vectors::product_within(M, f.in, f.out, Y, f.out, (const float*)f.backward_panels, X, f.in, windows);
+}
+template <Goal G>
+static void filter_gradient(const Linear& f, long M, Array ybar, Array x, const Window* windows) {
+    if (!dual(G)) ybar = {0, ybar.v}, x = {x.v, 0};
+    by_vectors::outer_within(M, f.out, f.in, ybar.d, f.out, x.v, f.in, f.gw, windows);
+    if (x.d) by_vectors::outer_within(M, f.out, f.in, ybar.v, f.out, x.d, f.in, f.gw, windows);
+    bias_gradient(f, M, ybar.d);
 }

@@ -17,6 +17,11 @@ struct Linear {
     float *gw, *gb;
 };
 
+// Where a row of numbers is not zero: from low up to high.
+struct Window {
+    int low, high;
+};
+
 struct Sizes {
     long channels, layers, heads, radial;
     double cutoff, softening;
@@ -72,6 +77,7 @@ struct Tape {
     int *first, *second;     // (P) atoms of each pair
     float *distance;         // (P)
     Array envelope, direction, basis;         // (P), (P, 3) from first to second, (P, R)
+    Window *windows;         // (P) of each pair's radial functions
     float *envelope_slope, *basis_slope;      // by distance
     Array neighbour;         // (N, C) neighbour embeddings (input; no derivative)
     Array neighbour_filter;  // (P, C)

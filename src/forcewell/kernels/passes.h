@@ -39,29 +39,48 @@ static void collect(const Part& p, Array own, long offset, long width) {
     }
 }
 
-// Distances, envelopes, radial basis and their slopes, from pairs and float64 positions (and lattice offsets, if any).
-static void geometry(const Weights& w, Tape& t, const double* positions, const double* offsets) {
+// What depends on a pair's vector from its first atom to its second: distance, direction, envelope, radial basis, and slopes.
+static void measure(const Weights& w, Tape& t, long p, const double* v, double r) {
     const long R = w.s.radial;
     const double alpha = 5.0 / w.s.cutoff, turn = 3.14159265358979323846 / w.s.cutoff;
+    t.distance[p] = r;
+    for (int k = 0; k < 3; k++) t.direction.v[3 * p + k] = v[k] / r;
+    const double wave = 0.5 * (__builtin_cos(turn * r) + 1.0), slope = -0.5 * turn * __builtin_sin(turn * r);
+    t.envelope.v[p] = wave, t.envelope_slope[p] = slope;
+    const float scaled = __builtin_exp(-alpha * r), fw = wave, fs = slope, fa = -alpha * scaled;
+    float *basis = t.basis.v + p * R, *slopes = t.basis_slope + p * R;
+    // Below e^-18 = 1.5e-8 a function is less than what the sums it goes into are rounded by; with short cutoffs a pair may have none.
+    const float least = -18.0f;
+    Window window = {0, (int)R};
+    for (long k = 0; k < R; k += VL) {
+        const vf gap = scaled - load(w.means + k);
+        store(basis + k, -load(w.betas + k) * gap * gap);
+    }
+    while (window.low < window.high && basis[window.high - 1] < least) window.high--;
+    while (window.low < window.high && basis[window.low] < least) window.low++;
+    t.windows[p] = window;
+    for (long k = 0; k < R; k += VL) {
+        vf e = {}, s = {};
+        if (k < window.high && k + VL > window.low) {
+            const vf exponent = load(basis + k), beta = load(w.betas + k), gap = scaled - load(w.means + k);
+            e = exponential(exponent);
+            e = exponent < least ? vf{} : e;
+            s = e * (fs - 2.0f * fw * beta * gap * fa);
+        }
+        store(basis + k, fw * e);
+        store(slopes + k, s);
+    }
+}
+
+// The geometry of pairs, from float64 positions (and lattice offsets, if any).
+static void geometry(const Weights& w, Tape& t, const double* positions, const double* offsets) {
     for (long p = 0; p < t.pairs; p++) {
         double v[3], square = 0;
         for (int k = 0; k < 3; k++) {
             v[k] = positions[3 * t.second[p] + k] - positions[3 * t.first[p] + k] + (offsets ? offsets[3 * p + k] : 0.0);
             square += v[k] * v[k];
         }
-        const double r = __builtin_sqrt(square);
-        t.distance[p] = r;
-        for (int k = 0; k < 3; k++) t.direction.v[3 * p + k] = v[k] / r;
-        const double wave = 0.5 * (__builtin_cos(turn * r) + 1.0), slope = -0.5 * turn * __builtin_sin(turn * r);
-        t.envelope.v[p] = wave, t.envelope_slope[p] = slope;
-        const float scaled = __builtin_exp(-alpha * r), fw = wave, fs = slope, fa = -alpha * scaled;
-        for (long k = 0; k < R; k += VL) {
-            const vf beta = load(w.betas + k), gap = scaled - load(w.means + k), exponent = -beta * gap * gap;
-            vf e = exponential(exponent);
-            e = exponent < -40.0f ? vf{} : e;  // as the PyTorch path: no denormal numbers
-            store(t.basis.v + p * R + k, fw * e);
-            store(t.basis_slope + p * R + k, e * (fs - 2.0f * fw * beta * gap * fa));
-        }
+        measure(w, t, p, v, __builtin_sqrt(square));
     }
 }
 
@@ -84,9 +103,9 @@ static void displace(const Weights& w, Tape& t, const float* displacement) {
 template <bool D>
 static inline Array block_filters(const Sizes& s, const Layer& f, Tape& t, LayerTape& l, long p, bool compute) {
     const long count = t.pairs - p < BLOCK ? t.pairs - p : BLOCK;
-    const Array filter = keeps_filters(t.train, s) ? l.filter.at(p * 4 * s.channels) : t.filter_bar;
-    if (compute) apply<D>(f.filters, count, t.basis.at(p * s.radial), s.radial, filter);
-    return filter;
+    const Array to = keeps_filters(t.train, s) ? l.filter.at(p * 4 * s.channels) : t.filter_bar;
+    if (compute) filter<D>(f.filters, count, t.basis.at(p * s.radial), t.windows + p, to);
+    return to;
 }
 
 // Messages along the part's pairs, into `summed` (N, C) and `vectors` (N, 3, C). t: those pairs with all atoms.
@@ -180,7 +199,7 @@ static void embed(const Weights& w, Part& p) {
     Tape &t = p.pairs, &a = p.atoms;
     const long N = t.atoms, C = w.s.channels;
     const Array mixed = target(p, t.mixed, 0);
-    apply<D>(w.neighbour_filter, t.pairs, t.basis, w.s.radial, t.neighbour_filter);
+    filter<D>(w.neighbour_filter, t.pairs, t.basis, t.windows, t.neighbour_filter);
     for (long n = 0; n < N; n++) {
         __builtin_memset(written<D>(mixed) + n * 2 * C + C, 0, C * sizeof(float));
         if (D || p.rank) __builtin_memset(written<D>(mixed) + n * 2 * C, 0, C * sizeof(float));

@@ -1,12 +1,12 @@
 // The reverse passes over messages, layers and the embedding; then forces.
 
-// Adjoints of filters before SiLU, of a block of pairs: for forces into basis_bar, else into the filter's gradients.
+// From adjoints of filters before SiLU, of a block of pairs from p on, in t.filter_bar: for forces into basis_bar, else into the filter's gradients.
 template <Goal G>
-static inline void filters_back(const Linear& f, long count, Array bar, Array basis, float* basis_bar) {
+static inline void filters_back(const Linear& f, const Tape& t, long p, long count) {
     if constexpr (G != FORCES)
-        gradient<G>(f, count, bar, basis, f.in);
+        filter_gradient<G>(f, count, t.filter_bar, t.basis.at(p * f.in), t.windows + p);
     else
-        product_back(f, count, bar.v, basis_bar, f.in, true);
+        filter_back(f, count, t.filter_bar.v, t.windows + p, t.basis_bar + p * f.in);
 }
 
 template <bool D>
@@ -61,10 +61,7 @@ static void messages_back(const Sizes& s, const Layer& f, Tape& t, LayerTape& l,
             t.envelope_bar[p] += through + sum(r.envelope_bar);
             for (int k = 0; k < 3; k++) t.direction_bar[3 * p + k] += sum(r.direction_bar[k]);
         }
-        if (place == BLOCK - 1 || p == P - 1) {
-            const long from = p - place;
-            filters_back<G>(f.filters, place + 1, t.filter_bar, t.basis.at(from * s.radial), t.basis_bar + from * s.radial);
-        }
+        if (place == BLOCK - 1 || p == P - 1) filters_back<G>(f.filters, t, p - place, place + 1);
     }
 }
 
@@ -181,10 +178,7 @@ static void embedding_back(const Weights& w, Part& p) {
                 through += f.v * g.v;
         }
         if constexpr (!train) t.envelope_bar[q] += sum(through);
-        if (place == BLOCK - 1 || q == t.pairs - 1) {
-            const long from = q - place, R = w.s.radial;
-            filters_back<G>(w.neighbour_filter, place + 1, t.filter_bar, t.basis.at(from * R), t.basis_bar + from * R);
-        }
+        if (place == BLOCK - 1 || q == t.pairs - 1) filters_back<G>(w.neighbour_filter, t, q - place, place + 1);
     }
     if constexpr (train) {
         wait(p);

@@ -61,7 +61,7 @@ static void look(const Tape& t, const Sizes& s, Part& p) {
     a.atoms = t.atoms * (k + 1) / t.threads - atom, b.pairs = t.pairs * (k + 1) / t.threads - pair;
     walk(a, s, atoms, none), walk(b, s, none, pairs);
     a.zero = t.zero.at(3 * atom * C);
-    b.first += pair, b.second += pair, b.distance += pair, b.envelope_slope += pair, b.basis_slope += pair * R;
+    b.first += pair, b.second += pair, b.distance += pair, b.envelope_slope += pair, b.basis_slope += pair * R, b.windows += pair;
     b.basis_bar += pair * R, b.envelope_bar += pair, b.direction_bar += 3 * pair;
     a.filters = b.filters = p.filters, a.slopes = b.slopes = p.slopes, a.filter_bar = b.filter_bar = p.filter_bar;
     a.layer = p.atom_layers, b.layer = p.pair_layers;
@@ -80,7 +80,7 @@ static long place(Tape& t, const Sizes& s, char* base) {
     auto atoms = [&](Array& to, long width) { to = a.array(N * width); };
     auto pairs = [&](Array& to, long width) { to = a.array(P * width); };
     t.first = (int*)a.floats(P), t.second = (int*)a.floats(P), t.distance = a.floats(P);
-    t.envelope_slope = a.floats(P), t.basis_slope = a.floats(P * R);
+    t.envelope_slope = a.floats(P), t.basis_slope = a.floats(P * R), t.windows = (Window*)a.floats(2 * P);
     t.basis_bar = a.floats(P * R), t.envelope_bar = a.floats(P), t.direction_bar = a.floats(3 * P);
     walk(t, s, atoms, pairs);
     const long layers = s.layers * sizeof(LayerTape) / sizeof(float);

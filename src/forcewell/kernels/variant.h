@@ -24,13 +24,16 @@ static inline void leave() {}
 void load_weights(Weights& w, const double* own_basis) {
     const Sizes& s = w.s;
     for (long k = 0; k < s.radial; k++) w.own_basis[k] = own_basis[k];
-    const Linear* linears[] = {&w.neighbour_filter, &w.combine, &w.norm_map1, &w.vector_map1, &w.mix1, &w.gate1, &w.norm_map2, &w.mix2};
+    const Linear* linears[] = {&w.combine, &w.norm_map1, &w.vector_map1, &w.mix1, &w.gate1, &w.norm_map2, &w.mix2};
     for (const Linear* f : linears) pack_linear(*f);
+    pack_filter(w.neighbour_filter);
+    const Window whole = {0, (int)s.radial};
     for (long l = 0; l < s.layers; l++) {
         const Layer& f = w.layer[l];
-        const Linear* own[] = {&f.qkv, &f.filters, &f.vectors, &f.output};
+        const Linear* own[] = {&f.qkv, &f.vectors, &f.output};
         for (const Linear* g : own) pack_linear(*g);
-        product_forward(f.filters, 1, w.own_basis, s.radial, f.filters.b, f.own);
+        pack_filter(f.filters);
+        filter<false>(f.filters, 1, {w.own_basis, 0}, &whole, {f.own, 0});
     }
     leave();
 }
