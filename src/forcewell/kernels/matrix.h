@@ -124,7 +124,7 @@ static void outer(long M, long N, long K, const float* Y, long ldy, const float*
     }
 }
 
-// The same where rows of X are zero outside of their windows. Those that are alike follow each other, mostly.
+// G (N, K) += Y (M, N)^T X (M, K), where rows of X are zero outside of their windows. Those that are alike follow each other, mostly.
 static void outer_within(long M, long N, long K, const float* Y, long ldy, const float* X, long ldx, float* G, const Window* windows) {
     for (long k = 0; k < K; k += VL) {
         const auto outside = [&](long m) { return windows[m].low >= k + VL || windows[m].high <= k; };
