@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from evidence import Arm, Size, best_rate, frames, run_arm, train_or_resume
+from evidence import RATES, Arm, Size, best_rate, frames, run_arm, train_or_resume
 
 from forcewell.checkpoint import load_model
 from forcewell.config import load_config
@@ -234,7 +234,7 @@ def main() -> None:
 
 
 def _arm(work: Work, seed: int, given: argparse.Namespace) -> Callable[[], None]:
-    mine = argparse.Namespace(**{**vars(given), "frames": list(work.frames)})
+    mine = argparse.Namespace(**{**vars(given), "frames": list(work.frames), "highest_rate": RATES[-1]})
     return lambda: run_arm(f"{work.encoder}-{work.name}", work.arm, seed, size_of(work.encoder, given.size == "tiny"), mine, work.labels)
 
 

@@ -227,13 +227,14 @@ def stability(size: Size, data: Path, place: Path, row: dict[str, Any]) -> dict[
     return {key: result.summary[key] for key in keys if key in result.summary}
 
 
-def best_rate(error: Callable[[float], float], first: float) -> float:
+def best_rate(error: Callable[[float], float], first: float, highest: float = RATES[-1]) -> float:
     """The learning rate of the least validation error, climbing from ``first`` both ways until it gets no better."""
-    best = RATES.index(first)
+    rates = [rate for rate in RATES if rate <= highest]
+    best = rates.index(min(first, rates[-1]))
     for direction in (1, -1):
-        while 0 <= best + direction < len(RATES) and error(RATES[best + direction]) < error(RATES[best]):
+        while 0 <= best + direction < len(rates) and error(rates[best + direction]) < error(rates[best]):
             best += direction
-    return RATES[best]
+    return rates[best]
 
 
 def run_arm(arm: str, described: Arm, seed: int, size: Size, given: argparse.Namespace, labels: str = "forces") -> None:
@@ -282,10 +283,13 @@ def run_arm(arm: str, described: Arm, seed: int, size: Size, given: argparse.Nam
             if chosen := best_row(known, molecule, count, size.steps, labels):
                 best = chosen["rate"]
             else:
-                # Begun at the rate chosen for as many frames of another molecule, a search takes two or three runs instead of four.
-                others = (best_row(result, other, count, size.steps, labels) for other in SIZES["full"].molecules if other != molecule)
+                # Begun at the rate chosen for another molecule or number of frames, a search takes two or three runs instead of four.
+                places = [(other, count) for other in SIZES["full"].molecules] + [(molecule, other) for other in (950, 300, 100)]
+                others = (best_row(result, *place, size.steps, labels) for place in places if place != (molecule, count))
                 best = next((row["rate"] for row in others if row), best)
-                best = best_rate(lambda rate, molecule=molecule, count=count: tune(molecule, count, rate)["validation"], best)
+                best = best_rate(
+                    lambda rate, molecule=molecule, count=count: tune(molecule, count, rate)["validation"], best, given.highest_rate
+                )
             row = tune(molecule, count, best)
             if given.stability and count in (100, 950) and "md" not in row:
                 row["md"] = stability(size, given.data, place, row)
@@ -323,6 +327,7 @@ def main() -> None:
     parser.add_argument("--molecules", nargs="+", help="of rMD17; those of the size by default")
     parser.add_argument("--frames", nargs="+", type=int, default=[100, 950, 50, 300], help="of training")
     parser.add_argument("--steps", type=int, help="of fine-tuning, other than the size's: are the runs converged?")
+    parser.add_argument("--highest-rate", type=float, choices=RATES, default=RATES[-1], help="that a search of the learning rate tries")
     parser.add_argument("--corpus", default="bundled:corpus", help="the store that `forcewell generate` makes, for the arms named after it")
     parser.add_argument("--stability", action="store_true", help="MD with the models of 100 and 950 frames")
     parser.add_argument("--rates-of-first", action="store_true", help="other seeds take the learning rates that seed 0's validation chose")

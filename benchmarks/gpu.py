@@ -9,8 +9,10 @@ import copy
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -155,38 +157,56 @@ def main() -> None:
     torch.manual_seed(0)
     potential = Potential({"encoder": {"name": "equivariant-transformer", **sizes}}).to(device)
     potential.kernels = lambda batch, forces=True: None  # type: ignore[method-assign]  # those for the CPU, where --tiny runs there
-    rows = measure(potential, drug, batches, copies, training, given)
-    rows["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu, nothing measured"
-    for name, value in rows.items():
-        print(f"{name:44s} {value:.4g}" if isinstance(value, float) else f"{name:44s} {value}")
-    if given.json:
-        given.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    rows: dict[str, Any] = {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu, nothing measured"}
+    rows |= {"torch": torch.__version__, "triton": version("triton") if find_spec("triton") else "none", "precision": given.precision}
+    print(*(f"{name:44s} {value}" for name, value in rows.items()), sep="\n")
+    for name, value in measure(potential, drug, batches, copies, training, given):
+        rows[name] = value
+        print(f"{name:44s} {value:.4g}" if isinstance(value, float) else f"{name:44s} {value}", flush=True)
+        if given.json:  # after each, so that what ends the program takes nothing along
+            given.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
-def measure(potential: Potential, drug: System, batches: tuple[int, ...], copies: int, training: int, given: Any) -> dict[str, Any]:
+def measure(
+    potential: Potential, drug: System, batches: tuple[int, ...], copies: int, training: int, given: Any
+) -> Iterator[tuple[str, object]]:
     """What is right, then what is fast, by name and unit. Ends the program where float32 is not right."""
     crowd = cluster(drug, copies)
-    rows: dict[str, Any] = {"path": potential.path, "precision": given.precision}
-    rows["force error, float32"], rows["gradient error, float32"] = errors(potential, [drug, crowd] if copies > 1 else [drug])
-    if rows["force error, float32"] > FORCES or rows["gradient error, float32"] > GRADIENTS:
-        sys.exit(f"benchmarks/gpu.py: not right, so nothing is measured: {rows}")
+    yield "path", potential.path
+    off, gradients = errors(potential, [drug, crowd] if copies > 1 else [drug])
+    yield "force error, float32", off
+    yield "gradient error, float32", gradients
+    if off > FORCES or gradients > GRADIENTS:
+        sys.exit("benchmarks/gpu.py: not right, so nothing is measured")
     potential.precision = given.precision
     if given.precision != "float32":
-        rows[f"force error, {given.precision}"], _ = errors(potential, [drug])
+        yield f"force error, {given.precision}", errors(potential, [drug])[0]
     still = copy.deepcopy(potential).requires_grad_(False)
-    eager, graph = (md_step(still, [drug], given.steps, captured) for captured in (False, True))
-    rows["MD step, one molecule, ms"], rows["MD step, one molecule, no graph, ms"] = graph * 1e3, eager * 1e3
-    theirs = peer([drug], potential.device, given.steps)
+    eager, graph = (attempt(lambda c=captured: md_step(still, [drug], given.steps, c) * 1e3) for captured in (False, True))
+    yield "MD step, one molecule, ms", graph
+    yield "MD step, one molecule, no graph, ms", eager
+    theirs = attempt(lambda: peer([drug], potential.device, given.steps))
     if theirs is not None:
-        rows["torchmd-net eager, energy and forces, ms"], rows["times torchmd-net"] = theirs * 1e3, theirs / graph
+        yield "torchmd-net eager, energy and forces, ms", theirs * 1e3 if isinstance(theirs, float) else theirs
+        if isinstance(theirs, float) and isinstance(graph, float):
+            yield "times torchmd-net", theirs * 1e3 / graph
     for count in batches:
-        rows[f"evaluations/s, batch of {count}"] = count / md_step(still, [drug] * count, max(given.steps // 10, 1), True)
-    rows[f"MD step, {len(crowd)} atoms, us/atom"] = md_step(still, [crowd], max(given.steps // 5, 1), True) * 1e6 / len(crowd)
+        rate = attempt(lambda n=count: n / md_step(still, [drug] * n, max(given.steps // 10, 1), True))
+        yield f"evaluations/s, batch of {count}", rate
+    taken = attempt(lambda: md_step(still, [crowd], max(given.steps // 5, 1), True) * 1e6 / len(crowd))
+    yield f"MD step, {len(crowd)} atoms, us/atom", taken
     for captured in (True, False):
         name = f"training with forces, batch {training}, {'' if captured else 'no graph, '}molecules/s"
-        taken = training_step(potential, [drug] * training, given.steps, captured)
-        rows[name] = "not captured" if taken is None else training / taken
-    return rows
+        step = attempt(lambda c=captured: training_step(potential, [drug] * training, given.steps, c))
+        yield name, "not captured" if step is None else training / step if isinstance(step, float) else step
+
+
+def attempt(function: Callable[[], float | None]) -> float | str | None:
+    """What it gives, or in words what it failed with: the other rows are measured all the same."""
+    try:
+        return function()
+    except Exception as error:  # of PyTorch, Triton, the driver, or out of memory
+        return f"failed: {type(error).__name__}: {[*str(error).strip().splitlines(), ''][0][:200]}"
 
 
 if __name__ == "__main__":

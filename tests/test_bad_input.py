@@ -181,6 +181,7 @@ def test_the_folder_of_a_simulation_is_no_training_run(folder: Path, tmp_path: P
         (["training.max_atoms=5"], "more than max_atoms = 5"),
         (["hardware.accelerator=tpu"], "cannot be used here"),
         (["hardware.accelerator=graphics"], "cannot be used here"),
+        (["hardware.precision=tf32", "hardware.accelerator=cpu"], "tf32 is of GPUs"),
         (["exclude=benchmark"], "no conformations are left to train on"),
         (["validation.fraction=0.001"], "validation"),
     ],

@@ -205,17 +205,23 @@ def test_capture_warms_up_and_registers_the_noise(monkeypatch: pytest.MonkeyPatc
         def wait_stream(self, other: Any) -> None:
             calls.append("wait")
 
+    usual = Stream()
     fakes = {
-        "Stream": Stream, "current_stream": Stream, "stream": contextlib.nullcontext, "graph": contextlib.nullcontext, "CUDAGraph": Graph
+        "Stream": Stream, "current_stream": lambda: usual, "stream": contextlib.nullcontext, "CUDAGraph": Graph,
+        "graph": lambda graph, stream: contextlib.nullcontext(), "device": contextlib.nullcontext, "set_stream": calls.append,
     }  # fmt: skip
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     generator = torch.Generator()
-    captured.capture(lambda: calls.append("run"), [generator])()
-    assert calls == ["wait", "run", "run", "run", "wait", generator, "run", "replay"]
+    captured.capture(lambda: calls.append("run"), [generator], torch.device("cuda"))()
+    assert calls == ["wait", "run", "run", "run", "wait", generator, "run", usual, "replay"]
+    calls.clear()
+    with pytest.raises(ZeroDivisionError):
+        captured.capture(lambda: calls.append(1 // (5 - len(calls))), [], torch.device("cuda"))
+    assert calls[-1] is usual  # whose capture fails, PyTorch leaves in the stream of the capture
 
 
-def test_simulations_run_captured_on_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_simulations_run_captured_on_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The branch for a GPU, with its graphs played by functions: the same files as without."""
     potential = small_potential("equivariant-transformer").double()
     potential.elements = (1, 6, 8)
@@ -223,7 +229,7 @@ def test_simulations_run_captured_on_cuda(tmp_path: Path, monkeypatch: pytest.Mo
     simulate.simulate(potential, ETHANOL, out=tmp_path / "usual", **keywords)
     captures = []
 
-    def played(function: Callable[[], None], generators: list[torch.Generator]) -> Callable[[], None]:
+    def played(function: Callable[[], None], generators: list[torch.Generator], device: torch.device) -> Callable[[], None]:
         for _ in range(captured.WARM_UP):  # these must leave no trace
             function()
         captures.append(generators)
@@ -238,3 +244,12 @@ def test_simulations_run_captured_on_cuda(tmp_path: Path, monkeypatch: pytest.Mo
     for name in ("temperature", "total"):
         np.testing.assert_allclose(graph[name], usual[name], rtol=1e-9)
     assert len(captures) == 1 and len(captures[0]) == 1
+
+    def fails(*given: Any) -> Any:
+        played(*given)
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(captured, "capture", fails)
+    simulate.simulate(potential, ETHANOL, out=tmp_path / "failed", **keywords)
+    assert "without a CUDA graph: capturing failed (operation not permitted when stream is capturing)" in capsys.readouterr().out
+    assert read_log(tmp_path / "failed" / "log.jsonl")["total"].tolist() == graph["total"].tolist()

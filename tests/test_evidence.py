@@ -58,6 +58,10 @@ def test_arms_at_their_tiny_size(data: Path, tmp_path: Path) -> None:
         assert len(set(rates)) == len(rates) >= 3 and best["md"]["of"] == 2 and best["curve"][0][0] == 0
     run("evidence.py", *given, "--stability")
     assert all((out / "results" / f"{name}-0.json").read_text(encoding="utf-8") == text for name, text in written.items())
+
+    run("evidence.py", *given[:-1], "50", "--highest-rate", "1e-3")
+    rows = json.loads((out / "results" / "scratch-0.json").read_text(encoding="utf-8"))["rows"]
+    assert {row["rate"] for row in rows if row["frames"] == 50} == {5e-4, 1e-3}
     run("evidence.py", *given, "--steps", "6")
     table = run("evidence.py", data, out, "--table").splitlines()
     assert len(table) == 4 and sum("6 steps" in line for line in table) == 2

@@ -27,6 +27,7 @@ from forcewell.files import write_bytes
 from forcewell.optim import Flat
 from forcewell.peers import MODELS, Structure, training_step
 from forcewell.potential import Potential
+from forcewell.process import check_device
 from forcewell.static_batch import has_graphs
 from forcewell.step_path import FORCES, StepPath, compiled_gain
 from forcewell.stepping import stepper
@@ -76,9 +77,9 @@ def least(functions: dict[str, Callable[[], Any]], device: torch.device, seconds
 
 
 def peak_memory(device: torch.device) -> float:
-    """MB that this process has held at most since ``forget_peak`` (on a GPU: of its memory)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
+    """MB that this process has held at most since ``forget_peak`` (on a GPU: that it keeps reserved of its memory)."""
+    if device.type == "cuda":  # what replayed graphs use was allocated when they were captured, and stays reserved
+        return torch.cuda.memory_reserved(device) / 1e6
     status = Path("/proc/self/status")
     if status.is_file():
         return next(float(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 1e3
@@ -88,7 +89,7 @@ def peak_memory(device: torch.device) -> float:
 def forget_peak(device: torch.device) -> None:
     """Lets ``peak_memory`` begin anew, where the system can (CUDA, Linux)."""
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.empty_cache()
     elif Path("/proc/self/clear_refs").is_file():
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
@@ -96,6 +97,8 @@ def forget_peak(device: torch.device) -> None:
 
 def _memory(step: Callable[[], Any], device: torch.device) -> float:
     """MB held at most in a step, the program and its model included."""
+    if device.type == "cuda":
+        step()  # captures, and compares with the ordinary way, which needs more
     forget_peak(device)
     step()
     return round(peak_memory(device), 1)
@@ -222,10 +225,7 @@ def bench(model: str, device: str, threads: int | None, json_file: Path | None) 
         if threads < 1:
             raise InputError(f"--threads is {threads}; it must be positive")
         torch.set_num_threads(threads)
-    try:
-        potential.to(torch.device(device))
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
+    potential.to(check_device(device))
     say(f"{model}: {sum(p.numel() for p in potential.parameters()):,} parameters, cutoff {potential.cutoff:g} Å; {potential.path}")
     if (gain := compiled_gain(potential)) is not None:
         say(f"long simulations and trainings compile this model (not measured here): about {gain[0]:.1f} and {gain[1]:.1f} times as fast")

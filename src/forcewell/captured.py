@@ -13,25 +13,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forcewell.display import say
 from forcewell.integrators import MOVING, State
-from forcewell.static_batch import StaticBatch, has_graphs
+from forcewell.static_batch import StaticBatch, capturing, has_graphs
 
 WARM_UP = 3  # runs before a capture, in which libraries choose and compile their kernels
 
 
-def capture(function: Callable[[], None], generators: list[torch.Generator]) -> Callable[[], None]:
-    """A CUDA graph of ``function``, which works in place on the current device and draws from ``generators``; call it to run once more."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
+def capture(function: Callable[[], None], generators: list[torch.Generator], device: torch.device) -> Callable[[], None]:
+    """A CUDA graph of ``function``, which works in place on ``device`` and draws from ``generators``; call it to run once more."""
+    with capturing(device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                function()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        for generator in generators:
+            graph.register_generator_state(generator)
+        # In the stream of the warm-up: PyTorch's own for captures belongs to whichever device was captured on first.
+        with torch.cuda.graph(graph, stream=stream):
             function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    for generator in generators:
-        graph.register_generator_state(generator)
-    with torch.cuda.graph(graph):
-        function()
     return graph.replay
 
 
@@ -84,7 +87,10 @@ class CapturedSteps:
         self.once = once
         if has_graphs(batch.positions.device):
             before = self._copy(state)
-            self.once = capture(once, [state.generator])
+            try:
+                self.once = capture(once, [state.generator], batch.positions.device)
+            except RuntimeError as failure:  # what a driver or a library may come to; the steps are the same without a graph
+                say(f"molecular dynamics without a CUDA graph: capturing failed ({str(failure).strip().splitlines()[0][:200]})")
             self._restore(state, before)
 
     def _copy(self, state: State) -> dict[str, Any]:

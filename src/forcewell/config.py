@@ -173,7 +173,7 @@ class HardwareConfig(_Section):
     accelerator: str = "auto"
     devices: int = Field(default=1, gt=0)
     nodes: int = Field(default=1, gt=0)
-    precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
+    precision: Literal["32-true", "64-true", "bf16-mixed", "tf32"] = "32-true"  # tf32: matrix products, on a GPU
     compile: Literal["auto", "always", "never"] = "auto"  # training steps of encoders without kernels; auto: where it saves time
 
 

@@ -22,7 +22,7 @@ def evaluate_file(model: Path, data: Path, out: Path | None, level: str | None, 
 
     Raises InputError for unreadable files, a split of other data or without that part, and for elements that the model never saw.
     """
-    potential = load_model(model)[0].to(check_device(device))
+    potential = load_model(model)[0].to(check_device(device)).requires_grad_(False)
     dataset = open_data(data)
     rows = np.arange(len(dataset)) if split is None else Split.load(split, dataset).part(part, split)
     with Counting("evaluating", len(rows), "conformations") as bar:

@@ -84,14 +84,14 @@ def _neighbours(batch: Batch, cutoff: float, lower: float) -> Neighbours:
     return Neighbours(padded, vectors, torch.linalg.vector_norm(vectors, dim=2), mask, images, isinstance(batch, StaticBatch), places)
 
 
-def places_of(near: Neighbours) -> Places:
-    """The flat list of a padded neighbour list."""
+def places_of(near: Neighbours, opposite: bool = False) -> Places:
+    """The flat list of a padded neighbour list. opposite: with ``reverse`` in static shapes, too, whose search takes K numbers a place."""
     if near.places is not None:
         return near.places
     N, K = near.mask.shape
     if near.fixed:
         places = torch.arange(N * K, device=near.sender.device)
-        return Places(places, places, _reverse_places(near), 1)
+        return Places(places, places, _reverse_places(near) if opposite else places, 1)
     place = near.mask.reshape(-1).nonzero()[:, 0]
     sender, receiver = near.sender.reshape(-1)[place], torch.div(place, max(K, 1), rounding_mode="floor")
     images = None if near.images is None else near.images.reshape(-1, 3)[place].long()

@@ -28,6 +28,7 @@ from forcewell.objectives import Objective
 from forcewell.optim import Flat, Schedule
 from forcewell.overlap import geometry_hashes, overlap, overlap_lines, sketch, sketch_of
 from forcewell.potential import Potential
+from forcewell.products import Precision
 from forcewell.references import correct
 from forcewell.runstate import has_state, identity_of
 from forcewell.scales import fit_scales
@@ -35,6 +36,8 @@ from forcewell.store import Gatherer
 from forcewell.system import Block
 from forcewell.train import Trainer, outputs_of, train
 from forcewell.training_data import bundled, gather
+
+PRODUCTS: dict[str, Precision] = {"bf16-mixed": "bfloat16", "tf32": "tf32"}  # of matrices, by hardware.precision; float32 otherwise
 
 
 @dataclass(slots=True)
@@ -129,12 +132,12 @@ def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) 
     dtype = torch.float64 if config.hardware.precision == "64-true" else torch.float32
     potential = parts.potential.to(dtype)
     # Not Fabric's own mixed precision, which would round the coordinates, too.
-    potential.precision = "bfloat16" if config.hardware.precision == "bf16-mixed" else "float32"
+    potential.precision = PRODUCTS.get(config.hardware.precision, "float32")
     settings, optimiser = config.training, config.optimiser
     average = potential
     if optimiser.average is not None:
         average = Potential(potential.config, levels=potential.levels, references=potential.references, elements=potential.elements)
-        average.to(fabric.device, dtype).load_state_dict(potential.state_dict())
+        average.to(fabric.device, dtype).requires_grad_(False).load_state_dict(potential.state_dict())
     if fabric.is_global_zero:
         asked = outputs_of(parts.objectives)
         say(f"{'energies and forces' if asked['forces'] else 'features of atoms'} by {potential.to(fabric.device).path_of(asked)}")
@@ -170,7 +173,7 @@ def _run(config: RunConfig, out: Path, resume: bool, fabric: Any, parts: Parts) 
             save_every=settings.save_every,
             decay=optimiser.average,
             clip=optimiser.gradient_clip,
-            compile=config.hardware.compile if config.hardware.precision == "32-true" else "never",
+            compile=config.hardware.compile,
             save_best=save_best,
             data=identity_of([*parts.training, *parts.validation]),
             report=display.report,
@@ -229,6 +232,8 @@ def _fabric(config: RunConfig) -> Any:
         )  # fmt: skip
     except (MisconfigurationException, RuntimeError, ValueError, ImportError) as error:
         raise InputError(f"hardware {hardware.accelerator!r} x {hardware.devices} cannot be used here: {error}") from None
+    if hardware.precision == "tf32" and fabric.device.type == "cpu":
+        raise InputError("hardware.precision: tf32 is of GPUs; on the CPU there are 32-true, bf16-mixed and 64-true")
     fabric.launch()
     return fabric
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from forcewell.batch import Batch
 
-# Every pair of a molecule (and image) is tried in every step. So many candidates take about 1 GB; 8,000 atoms in one molecule.
+# Every pair of a molecule (and image) is tried in every step. So many candidates take 3 to 4 GB; 8,000 atoms in one molecule.
 MOST_CANDIDATES = 2**26
 ROOM, UNIT = 1.25, 8  # neighbours that there is room for, per neighbour met; and in multiples of this
 
@@ -19,6 +21,17 @@ ROOM, UNIT = 1.25, 8  # neighbours that there is room for, per neighbour met; an
 def has_graphs(device: torch.device) -> bool:
     """Whether work on ``device`` can be captured in a graph."""
     return device.type == "cuda"
+
+
+@contextlib.contextmanager
+def capturing(device: torch.device) -> Iterator[None]:
+    """Within, ``device`` is the current one; afterwards the current stream is what it was (a capture that fails leaves its own)."""
+    with torch.cuda.device(device):
+        before = torch.cuda.current_stream()
+        try:
+            yield
+        finally:
+            torch.cuda.set_stream(before)
 
 
 @dataclass(slots=True)

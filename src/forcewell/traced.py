@@ -24,7 +24,8 @@ from torch.func import functional_call
 from forcewell.batch import Batch
 from forcewell.graph import ListedBatch, Places, neighbours, places_of
 from forcewell.potential import Potential
-from forcewell.static_batch import has_graphs
+from forcewell.products import products
+from forcewell.static_batch import capturing, has_graphs
 
 ROOM = 1.1  # of the largest shape seen
 DYNAMICS_ROOM = 1.25
@@ -166,8 +167,12 @@ class CompiledStep:
             return [getattr(prediction, name) for name in self.present]
 
         if has_graphs(self.potential.device):
-            # One CUDA graph forward and one backward. The parameters' memory is what the graphs read, so none is copied.
-            return torch.cuda.make_graphed_callables(function, tuple(inputs), allow_unused_input=True)
+            # One CUDA graph forward and one backward. The parameters' memory is what the graphs read, so none is copied. They read it
+            # through leaves of their own: where an eager graph is alive (``differences``), the parameters' own nodes for gradients
+            # belong to the default stream, which may not wait for one that is being captured.
+            own = tuple(tensor.detach().requires_grad_(tensor.requires_grad) for tensor in inputs)
+            with capturing(self.potential.device), products(self.potential.precision):
+                return torch.cuda.make_graphed_callables(function, own, allow_unused_input=True)
         from torch.fx.experimental.proxy_tensor import make_fx  # brings sympy
 
         # PyTorch knows no derivative of silu_backward.
@@ -218,7 +223,8 @@ def differences(step: CompiledStep, batch: Batch, lists: Lists) -> tuple[float, 
         parameters = list(step.parameters.values())
         for which in range(2):
             loss = torch.stack([(pair[which] ** 2).sum() for pair in pairs]).sum()
-            found = torch.autograd.grad(loss, parameters, materialize_grads=True)
+            with products(step.potential.precision):
+                found = torch.autograd.grad(loss, parameters, materialize_grads=True)
             gradients.append(torch.cat([part.reshape(-1) for part in found]))
     return float(torch.stack(outputs).max()), float(_apart(gradients[0], gradients[1], 1e-12)) if gradients else 0.0
 

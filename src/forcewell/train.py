@@ -22,6 +22,7 @@ from forcewell.loader import Loader
 from forcewell.objectives import DATA, Noise, Objective, noisy, share
 from forcewell.optim import Flat, MovingAverage, Schedule
 from forcewell.potential import Potential, Prediction
+from forcewell.products import products
 from forcewell.runstate import load_state, save_state
 from forcewell.step_path import Setting, StepPath
 
@@ -153,7 +154,8 @@ def _gradients(run: Trainer, loss: Tensor) -> None:
     if run.fabric.world_size > 1:
         # A process whose share lacks a term, and parameters that forces do not depend on, still take part.
         loss = loss * run.fabric.world_size + 0.0 * sum(parameter.sum() for parameter in run.weights.parameters)
-    run.fabric.backward(loss)
+    with products(run.potential.precision):
+        run.fabric.backward(loss)
     run.weights.gather_gradients()
 
 

@@ -188,7 +188,7 @@ def _store3(at, x, y, z, apart, mask):
     tl.store(at + 2 * apart, z, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["K"])  # which changes with every batch
 def _forward(
     node, dnode, vectors, dvectors, displacements, ddisplacements, senders, degrees, weight, bias, means, betas, scalars_out, vectors_out,
     K, C, cutoff, alpha,
@@ -293,7 +293,7 @@ def _keep(bars, dbars, at, C, inside, bar, VECTORS: tl.constexpr, DUAL: tl.const
             tl.store(dbars + at + 2 * C, bar[2][1], mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["K"])  # which changes with every batch
 def _reverse(
     node, dnode, vectors, dvectors, displacements, ddisplacements, senders, degrees, weight, bias, means, betas, scalars_bar, vectors_bar,
     node_out, vectors_out, displacements_out, filters_out, dfilters_out, K, C, cutoff, alpha,

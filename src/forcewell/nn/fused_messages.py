@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import os
+import shutil
+import sysconfig
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,14 +18,26 @@ from forcewell.graph import Neighbours
 from forcewell.nn.radial import ExponentialNormalBasis
 
 BLOCK = 16  # neighbours that a program takes at once: the least that the matrix units do; not tuned
+# Filters' weights of a head, radial functions times channels, that a program's shared memory holds twice over: compiled for sm_90, 64 x 32
+# take 63 to 79 kB of its 232, 64 x 64 139 (and three kilobytes of spilled registers), 64 x 128 more than there is.
+LARGEST = 2048
 
 
 def supported(channels: int, heads: int, basis: ExponentialNormalBasis, device: torch.device) -> bool:
-    """Whether there are kernels for these sizes here: a GPU, Triton, float32, and powers of two from 16 for R and C / heads."""
+    """Whether there are kernels for these sizes here: a GPU, Triton and what it needs, float32, and powers of two from 16 for R and
+    C / heads, whose product is at most ``LARGEST``."""
     sizes = (channels // heads, len(basis.means))
     if not all(size >= 16 and size & (size - 1) == 0 for size in sizes) or isinstance(basis.means, torch.nn.Parameter):
         return False
-    return device.type == "cuda" and basis.means.dtype == torch.float32 and importlib.util.find_spec("triton") is not None
+    return sizes[0] * sizes[1] <= LARGEST and device.type == "cuda" and basis.means.dtype == torch.float32 and _triton_runs()
+
+
+@functools.cache
+def _triton_runs() -> bool:
+    """Whether Triton is here, and the C compiler and Python's headers with which it builds what launches its kernels."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    return bool(compiler) and headers.is_file() and importlib.util.find_spec("triton") is not None
 
 
 @dataclass(slots=True)
@@ -59,7 +76,9 @@ class FusedMessages:
         node, vectors = inputs[:2]
         N, C = len(node), node.shape[1] // 5
         scalars, summed = node.new_empty(N, C), node.new_empty(N, 3, C)
-        kernel[(N, self.heads)](*self._arguments(inputs, changes), scalars, summed, *self._sizes(C), **self._options(C, vectors, changes))
+        arguments = (*self._arguments(inputs, changes), scalars, summed, *self._sizes(C))
+        with torch.cuda.device_of(node):
+            kernel[(N, self.heads)](*arguments, **self._options(C, vectors, changes))
         return scalars, summed
 
     def reverse(
@@ -75,10 +94,9 @@ class FusedMessages:
         by_head = node.new_zeros(N, K, self.heads, 3)
         filters = [node.new_zeros(N * K, 4 * C) if parameters and (k == 0 or changes) else node for k in (0, 1)]
         outputs = (node_bar, node if vectors_bar_out is None else vectors_bar_out, by_head, *filters)
-        kernel[(N, self.heads)](
-            *self._arguments(inputs, changes), scalars_bar.contiguous(), vectors_bar.contiguous(), *outputs, *self._sizes(C),
-            **self._options(C, vectors, changes), PARAMETERS=parameters,
-        )  # fmt: skip
+        arguments = (*self._arguments(inputs, changes), scalars_bar.contiguous(), vectors_bar.contiguous(), *outputs, *self._sizes(C))
+        with torch.cuda.device_of(node):
+            kernel[(N, self.heads)](*arguments, **self._options(C, vectors, changes), PARAMETERS=parameters)
         found = node_bar, vectors_bar_out, by_head.sum(2)
         if not parameters:
             return *found, weight.new_full((), torch.nan).expand_as(weight), bias.new_full((), torch.nan).expand_as(bias)

@@ -57,7 +57,7 @@ def edges_of(near: Neighbours) -> Edges:
     N, K = near.mask.shape
     if near.fixed:
         # Their number never changes: padded places count as edges, or edges are added, beyond the cutoff, so their weights are zero.
-        places = places_of(near)
+        places = places_of(near, opposite=True)
         return _edges(near, places.place, places.row, places.reverse)
     place = near.mask.reshape(-1).nonzero()[:, 0]
     row = torch.full((N * K,), len(place), device=place.device)
