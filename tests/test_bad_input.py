@@ -125,6 +125,11 @@ def test_a_charge_that_the_model_would_pass_over(folder: Path) -> None:
     assert "the model does not know of charge 1 and spin 2" in said
 
 
+def test_a_file_where_a_run_folder_should_be(folder: Path) -> None:
+    for words in (("pretrain", folder / "good.yaml"), ("finetune", folder / "good.yaml", "--from", MODEL)):
+        assert "good.npz is a file; --out takes a folder" in refused(folder, *words, "--out", folder / "good.npz")
+
+
 def test_missing_files(folder: Path) -> None:
     good, config, absent = folder / "good.npz", folder / "good.yaml", folder / "absent"
     for words, said in (

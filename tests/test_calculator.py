@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from analytic import ETHANOL, WATER, MorseNetwork
+from ase.calculators.calculator import PropertyNotImplementedError
 
 import forcewell.integrators as integrators
 from forcewell.ase_calculator import calculator
@@ -107,8 +108,11 @@ def test_refusals(potential: Potential) -> None:
         atoms.get_potential_energy()
     water = WATER.to_atoms()
     water.calc = calculator(potential)
-    with pytest.raises(InputError, match="periodic"):
+    with pytest.raises(PropertyNotImplementedError, match="periodic"):  # which code for any calculator looks for
         water.get_stress()
+    water.info["charge"] = 1
+    with pytest.warns(UserWarning, match="the atoms are charged or not singlets, which this model does not see"):
+        water.get_potential_energy()
     with pytest.raises(InputError, match="unknown dtype"):
         calculator(potential, dtype="float16")
     with pytest.raises(InputError, match="level of theory"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -174,6 +175,21 @@ def test_no_labels_are_no_zeros(tmp_path: Path) -> None:
     found = evaluated(tmp_path / "bare.xyz", tmp_path / "errors.json")
     assert found["force_mae"] is None and found["energy_mae"] is None and found["n_conformations"] == 3
     assert "no labels to compare with" in succeed("evaluate", MODEL, tmp_path / "bare.xyz")
+
+
+def test_labels_that_are_not_what_they_seem(tmp_path: Path) -> None:
+    """Forces in another unit, labels under other names, and charges that the model does not see are each told."""
+    data = npz("rmd17_ethanol_test_01.npz")
+    weak = ethanol(tmp_path / "weak.npz", 60, forces=data["forces"][:60].astype(np.float64) / 51.4)
+    assert re.search("warning: .*weak.npz: forces along bonds .* forcewell data import mends it", succeed("evaluate", MODEL, weak))
+    atoms = [system.to_atoms() for system in frames(3)[0]]
+    for one in atoms:
+        one.arrays["my_forces"] = np.zeros((9, 3))
+        one.info["charge"] = 1
+    ase.io.write(tmp_path / "mine.xyz", atoms, format="extxyz")
+    said = succeed("evaluate", MODEL, tmp_path / "mine.xyz")
+    assert "--map my_forces=forces" in said and "forcewell data import extxyz" in said
+    assert "3 of 3 conformations are charged or not singlets, which this model does not see" in said
 
 
 def test_forces_do_not_depend_on_the_level(tmp_path: Path) -> None:

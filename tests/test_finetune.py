@@ -137,6 +137,12 @@ def test_new_and_dropped_tensors_are_named(folder: Path) -> None:
     assert float(weights(folder / "new" / "model.safetensors")["model.encoder.tokens"].abs().max()) > 0  # it was trained
 
 
+def test_another_network_is_refused(folder: Path) -> None:
+    config = configuration(folder, "network", _path("rmd17_ethanol_train_01.npz"))
+    said = refuse("finetune", config, "--from", MODEL, "--out", folder / "never", "--set", "model.encoder.channels=128")
+    assert "--set model.encoder.channels=128: fine-tuning keeps the network of --from" in said and not (folder / "never").exists()
+
+
 def test_unseen_elements_are_refused_unless_asked_for(folder: Path) -> None:
     numbers = npz("rmd17_ethanol_test_01.npz")["nuclear_charges"].copy()
     numbers[2] = 9

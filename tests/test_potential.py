@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -245,6 +246,9 @@ def test_level_is_chosen_by_name(potential: Potential) -> None:
     for single in (molecule("H2O"), System.from_atoms(molecule("H2O"))):
         with pytest.raises(InputError, match=r"predict takes a list of structures, and this is a single one: predict\(\[atoms\]\)"):
             model.predict(single)  # type: ignore[arg-type]
+    for wrong in ("water.xyz", [3]):
+        with pytest.raises(InputError, match=r"takes a list of ase\.Atoms or Systems"):
+            model.predict(wrong)  # type: ignore[arg-type]
 
 
 def changed(cell: Any = None, pbc: Any = False, symbols: str = "OH2", positions: Any = None) -> ase.Atoms:
@@ -270,6 +274,21 @@ def test_unusable_structures(potential: Potential, atoms: ase.Atoms, message: st
         with_references(potential).predict([molecule("H2O"), atoms], batch_atoms=3)
     print(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_charges_and_spins_that_predict_passes_over(potential: Potential) -> None:
+    ion = molecule("H2O")
+    ion.info["charge"] = -1
+    radical = molecule("H2O")
+    radical.info["spin"] = 2
+    with pytest.warns(UserWarning, match="2 of 3 conformations are charged or not singlets, which this model does not see"):
+        energies = potential.predict([molecule("H2O"), ion, radical])["energy"]
+    assert energies[0] == energies[1] == energies[2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        potential.predict([molecule("H2O")])
+        seeing = small_potential("equivariant-transformer", electronic=True).predict([molecule("H2O"), ion])["energy"]
+    assert seeing[0] != seeing[1]
 
 
 def test_nothing_to_predict(potential: Potential) -> None:

@@ -113,10 +113,13 @@ def test_the_seed_matters(folder: Path, whole: Path) -> None:
 
 def test_resume_needs_its_own_settings(folder: Path) -> None:
     succeed(*words(folder, "finetune", "settings"), "--set", "training.steps=4")
-    assert "started with other settings: training.steps was 4 and is 8; resume" in refuse(
+    assert "started with other settings: training.steps was 4 and is 8; resume with the same ones (" in refuse(
         *words(folder, "finetune", "settings"), "--resume", "--set", "training.steps=8"
     )
     kept = folder / "settings" / "config.yaml"
+    same_file = folder / ".." / folder.name / "ethanol.npz"
+    succeed(*words(folder, "finetune", "settings"), "--resume", "--set", "training.steps=4", "--set", f"data.0.path={same_file}")
+    succeed("finetune", kept, "--from", MODEL, "--out", folder / "settings", "--resume")
     older = kept.read_text().replace("    fraction: 1.0\n", "").replace("  fraction: 1.0\n", "")
     assert older != kept.read_text()
     kept.write_text(older)  # begun by a version that did not have this setting: its default is meant

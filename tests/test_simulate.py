@@ -308,7 +308,9 @@ def test_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     printed = capsys.readouterr().out
     assert "6 degrees of freedom" in printed
     assert "broke at" in printed
-    assert "bond O-H of atoms 0 and" in printed
+    assert "bond O-H of atoms 0 and" in printed and "that is long" not in printed
+    simulate_command.simulate(Path("model"), tmp_path / "water.xyz", temperature=1.0, time=0.01, timestep=2.5, out=tmp_path / "long")
+    assert "in steps of 2.5 fs (warning: that is long" in capsys.readouterr().out
     with pytest.raises(InputError, match="add --resume"):
         simulate_command.simulate(Path("model"), tmp_path / "water.xyz", temperature=500.0, time=0.1, out=tmp_path / "md")
     for change, message in (

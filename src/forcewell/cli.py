@@ -115,6 +115,8 @@ def finetune(
     from forcewell import runs
     from forcewell.config import load_config
 
+    if network := next((change for change in changes or () if change.split("=")[0].split(".")[0] == "model"), None):
+        raise InputError(f"--set {network}: fine-tuning keeps the network of --from; another one is pre-trained, or trained from scratch")
     runs.finetune(load_config(config, changes), from_, out, resume)
 
 
@@ -140,7 +142,7 @@ def evaluate(
     model
         Model file, the folder of a run, or the name of a model in the package.
     data
-        A store, an extended XYZ file, or an .npz of the MD17 or rMD17 layout.
+        A store, or a file as it is: extended XYZ, .npz, HDF5 or ASE database.
     json
         Also write the figures to this file.
     level

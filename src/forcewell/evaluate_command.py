@@ -12,9 +12,12 @@ from forcewell.display import Counting, say
 from forcewell.evaluate.errors import evaluate
 from forcewell.files import write_bytes
 from forcewell.overlap import geometry_hashes, overlap, overlap_lines
+from forcewell.potential import UNSEEN_STATE
 from forcewell.process import check_device
+from forcewell.sources.unread import missing_labels
 from forcewell.split import Split
-from forcewell.store import open_data
+from forcewell.store import MemoryData, open_data
+from forcewell.training_data import warn_of_units
 
 
 def evaluate_file(model: Path, data: Path, out: Path | None, level: str | None, device: str, split: Path | None, part: str) -> None:
@@ -24,16 +27,24 @@ def evaluate_file(model: Path, data: Path, out: Path | None, level: str | None, 
     """
     potential = load_model(model)[0].to(check_device(device)).requires_grad_(False)
     dataset = open_data(data)
+    warn_of_units([(str(data), dataset)])
     rows = np.arange(len(dataset)) if split is None else Split.load(split, dataset).part(part, split)
     with Counting("evaluating", len(rows), "conformations") as bar:
         result = evaluate(potential, dataset, rows=rows, level=level, progress=bar.update)
     result.pop("parity", None)
-    hashes = geometry_hashes(dataset.block(rows[:20_000]))
+    some = dataset.block(rows[:20_000])
+    hashes = geometry_hashes(some)
     shares = [overlap(hashes, sketch) for sketch in training_hashes(model)]
     most = max((share for share in shares if share is not None), default=0.0)
     result["training_overlap"] = None if most == 0 and None in shares else most
     result["training_overlap_each"] = shares
     _print(result)
+    if passed_over := potential.states_passed_over(some.arrays):
+        say(f"  {passed_over} of {'the first ' if len(some) < len(rows) else ''}{len(some)} conformations are {UNSEEN_STATE}")
+    if isinstance(dataset, MemoryData):
+        unread = missing_labels(dataset.sources[0], data, dataset.fields, {}, needed=False)
+        if unread:
+            say(f"  {unread} in forcewell data import {dataset.sources[0]} {data}")
     for line in overlap_lines(shares):
         say(f"  {line}")
     if out is not None:

@@ -107,12 +107,9 @@ def carry_levels(parent: Potential, potential: Potential) -> None:
 
 def tell_charges(potential: Potential, training: Sequence[Source]) -> None:
     """Says where the data have ions or open shells and the encoder has no input for either."""
-    if potential.encoder.electronic is not None:
-        return
     for source in training:
-        wanted = {name: usual for name, usual in (("charge", 0), ("spin", 1)) if name in source.data.fields}
-        apart = [source.data.column(name)[source.rows] != usual for name, usual in wanted.items()]
-        if apart and (count := int(np.any(apart, axis=0).sum())):
+        stated = [name for name in ("charge", "spin") if name in source.data.fields]
+        if count := potential.states_passed_over({name: source.data.column(name)[source.rows] for name in stated}):
             say(
                 f"{source.name}: {count} conformations to train on are charged or not singlets, which this encoder does not see; "
                 "set model.encoder.electronic=true before pre-training to tell such states apart"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,9 @@ from forcewell.system import System, block_of, consecutive
 
 if TYPE_CHECKING:
     import ase
+
+
+UNSEEN_STATE = "charged or not singlets, which this model does not see (it was built without model.encoder.electronic)"
 
 
 @dataclass(slots=True)
@@ -291,7 +295,7 @@ class Potential(nn.Module):
         if level is None:
             return max(len(self.levels) - 1, 0)
         if level not in self.levels:
-            known = ", ".join(self.levels) or "none"
+            known = ", ".join(name or "one that was not stated" for name in self.levels) or "none"
             raise InputError(f"the model does not know the level of theory {level!r}{nearest(level, self.levels)} (known: {known})")
         return self.levels.index(level)
 
@@ -299,6 +303,14 @@ class Potential(nn.Module):
         """Raises InputError for a charge or a spin multiplicity that a model without such an input would pass over."""
         if (charge, spin) != (0, 1) and not self.config["encoder"].get("electronic"):
             raise InputError(f"the model does not know of charge {charge} and spin {spin}: it was built without model.encoder.electronic")
+
+    def states_passed_over(self, columns: Mapping[str, Any]) -> int:
+        """How many of M conformations are charged or not singlets ("charge" and "spin", each (M,) or not there) where the encoder has no
+        input for either."""
+        if self.encoder.electronic is not None:
+            return 0
+        apart = [np.asarray(columns[name]) != usual for name, usual in (("charge", 0), ("spin", 1)) if name in columns]
+        return int(np.any(apart, axis=0).sum()) if apart else 0
 
     def check_elements(self, numbers: np.ndarray | Tensor) -> None:
         """Raises InputError where ``numbers`` has elements that the model was never trained on, or cannot embed."""
@@ -316,16 +328,24 @@ class Potential(nn.Module):
 
         Returns ``{"energy": (M,) eV float64, "forces": [(n, 3) eV/Å, ...]}``, ``"stress": (M, 3, 3)`` on request and, of a model
         that was trained on properties, ``"properties": {name: (M,)}``.
-        Raises InputError for unusable structures, unseen elements or an unknown level.
+        Warns of charges and spins that the encoder does not see. Raises InputError for unusable structures, unseen elements or an
+        unknown level.
         """
         if isinstance(systems, System) or hasattr(systems, "numbers"):  # ase.Atoms are a sequence, of atoms
             raise InputError("predict takes a list of structures, and this is a single one: predict([atoms])")
+        for entry in systems:
+            if not isinstance(entry, System) and not hasattr(entry, "numbers"):
+                raise InputError(
+                    f"predict takes a list of ase.Atoms or Systems, and {entry!r} is neither; ase.io.read(file, ':') reads a file"
+                )
         converted = [entry if isinstance(entry, System) else System.from_atoms(entry) for entry in systems]
         index = self.level_index(level)
         if converted:
             whole = block_of(converted)
             whole.validate()  # all at once, so that a message counts conformations as the caller does
             self.check_elements(whole.arrays["numbers"])
+            if passed_over := self.states_passed_over(whole.arrays):
+                warnings.warn(f"{passed_over} of {len(whole)} conformations are {UNSEEN_STATE}", stacklevel=2)
         energies, forces, stresses, properties = [], [], [], []
         for part in consecutive([len(system) for system in converted], batch_atoms):
             batch = Batch.from_block(block_of(converted[part]), dtype=self.dtype, level=index).to(self.device)

@@ -265,8 +265,14 @@ def _changed(before: Any, now: Any, key: str = "") -> Iterator[str]:
     elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         for number, pair in enumerate(zip(before, now, strict=True)):
             yield from _changed(*pair, f"{key}.{number}")
-    elif before != now:
+    elif before != now and not _same_file(key, before, now):
         yield f"{key} was {before!r} and is {now!r}"
+
+
+def _same_file(key: str, before: Any, now: Any) -> bool:
+    """Whether two settings name one file in different words."""
+    named = key.endswith((".path", ".split")) and isinstance(before, str) and isinstance(now, str)
+    return named and Path(before).resolve() == Path(now).resolve()
 
 
 def _claim(config: RunConfig, out: Path, resume: bool, fabric: Any) -> bool:
@@ -274,15 +280,18 @@ def _claim(config: RunConfig, out: Path, resume: bool, fabric: Any) -> bool:
     file, text = out / "config.yaml", dump_config(config)
 
     def claim() -> None:
+        if out.exists() and not out.is_dir():
+            raise InputError(f"{out} is a file; --out takes a folder")
         if resume:
             if not file.is_file():
                 raise InputError(f"{out} is not a run (no config.yaml); start without --resume")
             # Settings that the version which began the run did not have yet are at their defaults in both.
-            if (kept := dump_config(load_config(str(file)))) != text:
-                told = list(_changed(yaml.safe_load(kept), yaml.safe_load(text)))
+            kept = dump_config(load_config(str(file)))
+            if told := list(_changed(yaml.safe_load(kept), yaml.safe_load(text))):
                 more = f", and {len(told) - 3} more" if len(told) > 3 else ""
                 raise InputError(
-                    f"{out} was started with other settings: {', '.join(told[:3])}{more}; resume with the same ones, or use another --out"
+                    f"{out} was started with other settings: {', '.join(told[:3])}{more}; resume with the same ones "
+                    f"({file}, given as the configuration, holds them), or use another --out"
                 )
             if has_state(out):
                 _has_best(out)

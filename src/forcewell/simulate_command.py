@@ -15,6 +15,9 @@ from forcewell.errors import InputError
 from forcewell.process import check_device
 from forcewell.system import Block, System
 
+LONGEST = 2.0  # fs; of a step that goes without a warning
+LONG = " (warning: that is long, since bonds to hydrogen vibrate within 10 fs; 0.5 fs is usual, 1 to 2 fs at most)"
+
 
 def _help(text: str) -> Parameter:
     return Parameter(help=text)
@@ -72,7 +75,7 @@ def simulate(
         raise InputError("--precision tf32 is of GPUs; on the CPU there are float32 and bfloat16")
     potential.precision = precision
     say(f"{structure}: {len(start)} atoms, {replicas} replica(s), {ensemble} at {temperature:g} K")
-    say(f"{time:g} ps in steps of {timestep:g} fs, {'going on with' if resume else 'writing to'} {out}/")
+    say(f"{time:g} ps in steps of {timestep:g} fs{LONG * (timestep > LONGEST)}, {'going on with' if resume else 'writing to'} {out}/")
     say(_how(potential, len(start)))
     result = run(
         potential,

@@ -58,7 +58,7 @@ def gather(
         own = _open(DataConfig(path=config.validation.path), folder, config.level)
     if not quiet:
         files = [(entry.path, dataset) for entry, dataset in zip(config.data, datasets, strict=True)]
-        _warn_of_units(files if own is None else [*files, (str(config.validation.path), own)])
+        warn_of_units(files if own is None else [*files, (str(config.validation.path), own)])
     names = [Path(entry.path.removeprefix("bundled:")).stem for entry in config.data]
     objectives = build(config.objectives, _restrictions(config))
     levels: list[str] = []
@@ -138,12 +138,12 @@ def _open(entry: DataConfig, folder: Path, level: str | None) -> Dataset:
     return dataset
 
 
-def _warn_of_units(files: Sequence[tuple[str, Dataset]]) -> None:
+def warn_of_units(files: Sequence[tuple[str, Dataset]]) -> None:
     """A line for every error of sign or unit in files; stores were checked when they were imported."""
     for path, dataset in files:
         if isinstance(dataset, MemoryData):
             for finding in glance(dataset, path):
-                say(f"warning: {path}: {finding.what}; forcewell data check {path} says more")
+                say(f"warning: {path}: {finding.what}; forcewell data check {path} says more, forcewell data import mends it")
 
 
 def _restrictions(config: RunConfig) -> dict[str, list[int]] | None:
