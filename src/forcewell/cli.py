@@ -9,7 +9,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
-from forcewell import __version__, data_commands, generate_commands
+from forcewell import __version__, data_commands
 from forcewell.conformers_command import conformers
 from forcewell.display import say
 from forcewell.errors import InputError
@@ -24,7 +24,9 @@ app = App(
 )
 data_commands.app.command(conformers)
 app.command(data_commands.app)
-app.command(generate_commands.app)
+# Imported when it is asked for: it takes a third of the time in which the program starts.
+GENERATE = "Generate labelled data: structures, conformations and labels by xTB, DFT or any ASE calculator."
+app.command("forcewell.generate_commands:app", name="generate", help=GENERATE)
 app.command(simulate)
 
 Changes = Annotated[

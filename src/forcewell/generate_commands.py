@@ -9,6 +9,6 @@ from forcewell.generate.label_command import label
 from forcewell.generate.molecules_command import card, corpus, molecules, sample
 from forcewell.generate.polymers_command import poly24, polymers
 
-app = cyclopts.App(name="generate", help="Generate labelled data: structures, conformations and labels by xTB, DFT or any ASE calculator.")
+app = cyclopts.App(name="generate")
 for command in (molecules, corpus, card, sample, polymers, poly24, enthalpy, label):
     app.command(command)
