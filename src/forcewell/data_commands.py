@@ -104,12 +104,12 @@ def import_command(
         For extxyz, npz, hdf5, asedb, aselmdb: the file's name for a field as key=field, with a minus sign for gradients
         (key=-forces), or property:NAME for any other number; or a YAML file with map: and unit:. May be repeated.
     unit
-        With them: a field's unit, e.g. energy=Hartree, forces=Hartree/bohr, positions=bohr; may be repeated.
+        With them: a field's unit, e.g. energy=Hartree, forces=Hartree/bohr, positions=bohr, stress=GPa; may be repeated.
     unchecked
         Import also what `forcewell data check` finds an error in, e.g. forces of the wrong sign.
     """
     from forcewell.importing import import_source
-    from forcewell.sources.mapping import as_options
+    from forcewell.sources.mapping import as_options, stress_unit
 
     options = as_options(map_, unit) | pairs(option)
     done = import_source(source, paths, out, exclude=exclude, options=options, progress=True, unchecked=unchecked)
@@ -118,6 +118,9 @@ def import_command(
         f"{out}: {done.kept} conformations ({done.left_out} left out, {done.resumed} read before) "
         f"in {done.seconds:.1f} s, {rate:,.0f} conformations/s"
     )
+    if "stress" in done.store.fields:
+        others = "others: --unit stress=UNIT, --map KEY=-stress"
+        print(f"stress was read in {stress_unit(options)}, positive under tension ({others}); a virial in the unit of energies")
     for warning in done.warnings:
         print(warning)
 
@@ -130,6 +133,8 @@ def info_command(store: Path) -> None:
     """
     from forcewell.store import Store
 
+    if store.is_file():
+        raise InputError(f"{store} is a file; data info shows what a store holds, and forcewell data check {store} looks into a file")
     opened = Store(store)
     manifest = opened.manifest
     table = Table(show_header=False, box=None)
@@ -183,7 +188,7 @@ def check_command(
     Parameters
     ----------
     data
-        Stores, or files: extended XYZ, .npz, HDF5, ASE databases.
+        Each a store, or a file: extended XYZ (.xyz, .extxyz), .npz, HDF5 (.h5, .hdf5) or an ASE database (.db, .aselmdb).
     json_file
         Also write the findings here.
     split

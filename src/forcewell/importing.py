@@ -16,7 +16,7 @@ import numpy as np
 from forcewell.bonds import excluded, resolve
 from forcewell.doctor import check, label_findings
 from forcewell.errors import InputError, nearest
-from forcewell.sources import SOURCES
+from forcewell.sources import SOURCES, files_of, refuse_trajectory
 from forcewell.sources.card import Paths, count_conformations
 from forcewell.sources.mapping import comma_separated
 from forcewell.store import Store, StoreWriter
@@ -28,7 +28,7 @@ from forcewell.system import Block
 class Imported:
     """What an import did. left_out: conformations excluded by molecule. resumed: conformations that were already there.
 
-    warnings: what the check of a sample found that does not forbid training.
+    warnings: what the check of a sample found that does not forbid training, and labels that are missing.
     """
 
     store: Store
@@ -64,6 +64,10 @@ def import_source(
         raise InputError(f"unknown source {source!r}{nearest(source, SOURCES)} (known: {', '.join(SOURCES)})")
     files = [Path(path) for path in paths]
     for file in files:
+        if file.is_dir():
+            inside = files_of(file)
+            raise InputError(f"{file} is a folder; give its files{f', as in {inside}' if inside else ''}")
+        refuse_trajectory(file)
         if not file.is_file():
             raise InputError(f"{file} does not exist; give the data set's files (see `forcewell data sources`)")
     if not files:
@@ -76,8 +80,7 @@ def import_source(
     resumed = writer.consumed
     try:
         bar = _bar(source, files) if progress else contextlib.nullcontext(lambda count: None)
-        blocks = SOURCES[source].read(files, **(options or {}))
-        left_out = _copy(blocks, writer, _filter(names, SOURCES[source].CARD.isomers), bar)
+        left_out = _copy(_read(source, files, options or {}), writer, _filter(names, SOURCES[source].CARD.isomers), bar)
         if not writer.conformations:
             raise InputError(_nothing_left(source, left_out, names))
         writer.flush()
@@ -100,7 +103,7 @@ def _warnings(store: Store, files: Sequence[Path], source: str, options: Mapping
     for finding in findings:
         if finding.severity == "error":
             raise InputError(f"{str(finding).removeprefix('error: ')}; nothing was imported (--unchecked imports it all the same)")
-    return tuple(str(finding) for finding in findings if finding.severity == "warning")
+    return tuple(str(finding) for finding in findings if finding.severity == "warning" or finding.question == "labels")
 
 
 def _settings(source: str, files: Sequence[Path], exclude: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,12 +130,27 @@ def _filter(names: Sequence[str], isomers: bool) -> Callable[[Block], np.ndarray
     return (lambda block: excluded(block, names, each=isomers)) if names else None
 
 
-def _copy(blocks: Iterator[Block], writer: StoreWriter, leave_out: Callable[[Block], np.ndarray] | None, bar: Any) -> int:
+def _read(source: str, files: Sequence[Path], options: Mapping[str, Any]) -> Iterator[tuple[Block, str, int]]:
+    """Blocks, with what a message calls their origin, and the number of their first conformation in it.
+
+    A user's own files are read one by one, so that a message can name the file. Data sets may need all of theirs at once, and leave
+    conformations out: their numbers are those of what was read.
+    """
+    reader = SOURCES[source]
+    own = "map" in reader.CARD.options
+    for group in [[file] for file in files] if own else [files]:
+        seen = 0
+        for block in reader.read(group, **options):
+            yield block, f"{group[0]}: " if own else "", seen
+            seen += len(block)
+
+
+def _copy(blocks: Iterator[tuple[Block, str, int]], writer: StoreWriter, leave_out: Callable[[Block], np.ndarray] | None, bar: Any) -> int:
     """Appends what is new and allowed; returns how many conformations were left out by this call. bar: gives ``advance``."""
-    skip, left_out, seen = writer.consumed, 0, 0
+    skip, left_out = writer.consumed, 0
     with bar as advance:
-        for block in blocks:
-            whole, seen = len(block), seen + len(block)
+        for block, origin, first in blocks:
+            whole = len(block)
             if skip >= whole:
                 skip -= whole
                 advance(whole)
@@ -141,7 +159,10 @@ def _copy(blocks: Iterator[Block], writer: StoreWriter, leave_out: Callable[[Blo
                 block = block.take(np.arange(skip, whole))
                 advance(skip)
                 skip = 0
-            block.validate(seen - len(block))
+            try:
+                block.validate(first + whole - len(block))
+            except InputError as error:
+                raise InputError(f"{origin}{error}") from None
             mask = leave_out(block) if leave_out else np.zeros(0, dtype=bool)
             kept = block.take(~mask) if mask.any() else block
             left_out += len(block) - len(kept)

@@ -129,7 +129,8 @@ def by_molecule(dataset: Dataset, fractions: Fractions, seed: int, merge: bool =
     wanted = named_fractions(fractions)
     codes = molecules(dataset) if merge else dataset.molecule_codes()
     part = _whole_molecules(codes, wanted, seed, "split by time or at random instead")
-    return _split(part, wanted, "molecule", seed, {} if merge else {"merge": False}, dataset)
+    whole = f"{codes.max() + 1} molecules ({len(codes)} conformations), which stay whole"
+    return _split(part, wanted, "molecule", seed, {} if merge else {"merge": False}, dataset, whole)
 
 
 def by_time_block(dataset: Dataset, fractions: Fractions, blocks: int = 10, gap: int = 0, seed: int = 0) -> Split:
@@ -159,7 +160,7 @@ def by_time_block(dataset: Dataset, fractions: Fractions, blocks: int = 10, gap:
         for border in np.flatnonzero(np.diff(mine)) + 1:
             kept[max(0, border - gap) : border + gap] = -1
         part[rows] = kept
-    return _split(part, wanted, "time", seed, {"blocks": blocks, "gap": gap}, dataset)
+    return _split(part, wanted, "time", seed, {"blocks": blocks, "gap": gap}, dataset, f"{blocks} blocks, which stay whole")
 
 
 def random(dataset: Dataset, fractions: Fractions, seed: int) -> Split:
@@ -193,7 +194,8 @@ def by_scaffold(dataset: Dataset, fractions: Fractions, seed: int | None = None)
     groups = of_molecule[codes]
     part = packed(groups, wanted, seed)
     method = "scaffold" if seed is None else "balanced-scaffold"
-    return _split(part, wanted, method, seed or 0, {"left_out": int((groups < 0).sum())}, dataset)
+    whole = f"{groups.max() + 1} scaffolds ({int((groups >= 0).sum())} conformations), which stay whole"
+    return _split(part, wanted, method, seed or 0, {"left_out": int((groups < 0).sum())}, dataset, whole)
 
 
 def leave_out(
@@ -342,9 +344,14 @@ def _part_at(position: np.ndarray, wanted: Mapping[str, float]) -> np.ndarray:
     return np.where(part < len(borders), part, -1)
 
 
-def _split(part: np.ndarray, wanted: Mapping[str, float], method: str, seed: int, settings: dict[str, Any], dataset: Dataset) -> Split:
+def _split(
+    part: np.ndarray, wanted: Mapping[str, float], method: str, seed: int, settings: dict[str, Any], dataset: Dataset, whole: str = ""
+) -> Split:
+    """whole: what is divided and never cut, in words, where that is not single conformations. Raises InputError for an empty part."""
     parts = {name: np.flatnonzero(part == k) for k, name in enumerate(wanted)}
     for name, rows in parts.items():
         if not len(rows):
-            raise InputError(f"part {name!r} would be empty with a fraction of {wanted[name]} of {len(part)} conformations; enlarge it")
+            raise InputError(
+                f"part {name!r} would be empty with a fraction of {wanted[name]} of {whole or f'{len(part)} conformations'}; enlarge it"
+            )
     return Split(parts, method, seed, {"fractions": dict(wanted), **settings}, dataset.fingerprint)

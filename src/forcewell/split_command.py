@@ -77,7 +77,7 @@ def split_command(
     Parameters
     ----------
     store
-        A store, an extended XYZ file or an .npz file.
+        A store, or a file: extended XYZ (.xyz, .extxyz), .npz, HDF5 (.h5, .hdf5) or an ASE database (.db, .aselmdb).
     more
         With leave-one-out: further stores, where each molecule has its own.
     method

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Two atoms closer than this are on top of each other: the shortest bond of chemistry, H-H, is 0.74 Å.
 OVERLAP = 0.25  # Å
+ALL_PAIRS = 1000  # atoms of a periodic conformation up to which all pairs are tried; above, a cell list is faster
 ATOMS_AT_ONCE = 20_000  # whose pair distances are computed together: 240 kB of single-precision coordinates stay in the cache
 
 
@@ -167,20 +168,55 @@ class Block:
         """Raises InputError where a periodic conformation has no usable cell, or an atom on top of an image of one."""
         if "pbc" not in self.arrays or not self.arrays["pbc"].any():
             return
-        from vesin import NeighborList
+        rows = np.flatnonzero(self.arrays["pbc"].any(axis=1))
+        periodic, cells = self.arrays["pbc"][rows], self.arrays["cell"][rows] if "cell" in self.arrays else np.zeros((len(rows), 3, 3))
+        finite = np.asarray(np.isfinite(cells).all(axis=(1, 2)))
+        known = np.where(periodic[:, :, None] & finite[:, None, None], cells, 0.0)
+        bad = ~finite | (np.linalg.matrix_rank(known, tol=1e-3) < periodic.sum(axis=1))
+        if bad.any():
+            m = rows[np.argmax(bad)]
+            raise InputError(f"{where}: conformation {first + m} is periodic, so its cell needs finite, independent lattice vectors")
+        bad = self.take(rows)._meets_images(known)
+        if bad.any():
+            raise InputError(
+                f"{where}: conformation {first + rows[np.argmax(bad)]} has an atom on top of another or of its periodic image; "
+                "are the cell and the unit right?"
+            )
 
-        pairs, offsets = NeighborList(cutoff=OVERLAP, full_list=False), self.offsets
-        for m in np.flatnonzero(self.arrays["pbc"].any(axis=1)):
-            periodic, cell = self.arrays["pbc"][m], self.arrays["cell"][m] if "cell" in self.arrays else np.zeros((3, 3))
-            # Vesin would divide by zero on a NaN, and end the process.
-            if not np.isfinite(cell).all() or np.linalg.matrix_rank(cell[periodic], tol=1e-3) < periodic.sum():
-                raise InputError(f"{where}: conformation {first + m} is periodic, so its cell needs finite, independent lattice vectors")
-            points = self.arrays["positions"][offsets[m] : offsets[m + 1]]
-            if len(pairs.compute(points=points, box=cell, periodic=periodic.tolist(), quantities="d")[0]):
-                raise InputError(
-                    f"{where}: conformation {first + m} has an atom on top of another or of its periodic image; "
-                    "are the cell and the unit right?"
-                )
+    def _meets_images(self, cells: np.ndarray) -> np.ndarray:
+        """(F,) True where an atom of a periodic conformation is within ``OVERLAP`` of another or of an image.
+
+        cells: (F, 3, 3) Å, with zeros for the directions that are not periodic.
+        """
+        periodic, cells = self.arrays["pbc"], cells.copy()
+        for m in np.flatnonzero(~periodic.all(axis=1)):  # perpendicular to those that are, so that distances along these stay
+            cells[m, ~periodic[m]] = np.linalg.svd(cells[m, periodic[m]])[2][periodic[m].sum() :]
+        inverse = np.linalg.inv(cells)
+        # Two points within OVERLAP differ by at most this in a fractional coordinate. Where it is less than 1/2, nothing but the
+        # nearest integer can be the shift between them, and an atom is far from its own images.
+        reach = OVERLAP * np.linalg.norm(inverse, axis=1)
+        thin = ((reach >= 0.5) & periodic).any(axis=1)
+        found = np.zeros(len(self), dtype=bool)
+        for rows, points in self.by_size():
+            if points.shape[1] > ALL_PAIRS:
+                continue
+            fractions = np.ascontiguousarray((points @ inverse[rows]).transpose(2, 1, 0))
+            wrapped, limit = periodic[rows].T[:, None], 1.001 * reach[rows].T[:, None]
+            for i in range(1, points.shape[1]):
+                step = fractions[:, i:] - fractions[:, :-i]
+                step -= np.rint(step) * wrapped
+                atom, near = np.nonzero((np.abs(step) < limit).all(axis=0))
+                vectors = np.einsum("kn,nkx->nx", step[:, atom, near], cells[rows[near]])
+                found[rows[near[np.linalg.norm(vectors, axis=1) < OVERLAP]]] = True
+        for m in np.flatnonzero(thin | (self.counts > ALL_PAIRS)):
+            from vesin import NeighborList  # loads PyTorch, which takes seconds
+
+            points = self.arrays["positions"][self.offsets[m] : self.offsets[m + 1]]
+            # Its time goes with the number of cells as large as the cutoff; in a thin cell with that of the images.
+            pairs = NeighborList(cutoff=OVERLAP if thin[m] else 8 * OVERLAP, full_list=False)
+            (distances,) = pairs.compute(points=points, box=cells[m], periodic=periodic[m].tolist(), quantities="d")
+            found[m] = (distances < OVERLAP).any()
+        return found
 
 
 def squared_distances(points: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

@@ -28,6 +28,15 @@ def energy_findings(dataset: Dataset, facts: Facts, where: str) -> Iterator[Find
         yield from _two_groups(facts.row[mine], molecule, facts.energy[mine], label)
 
 
+def unknown_energies(facts: Facts, where: str) -> Iterator[Finding]:
+    """A note where some conformations have energies and others have none."""
+    known = np.isfinite(facts.energy)
+    if known.any() and not known.all():
+        missing = facts.row[~known]
+        said = "conformations without energy (absent or NaN)"
+        yield Finding("note", "labels", said, where, {"conformations": len(missing)}, worst(missing, np.zeros(len(missing))))
+
+
 def residuals(compositions: np.ndarray, index: np.ndarray, energies: np.ndarray) -> np.ndarray:
     """(k,) eV per atom that least-squares references leave of ``energies`` (k,) of conformations whose composition is
     ``compositions[index]``, (U, 119) and (k,). Robust: fitted again without what lies ten median deviations off, as long as

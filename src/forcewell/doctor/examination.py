@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from forcewell.doctor.duplicates import duplicate_findings, groups
-from forcewell.doctor.energies import energy_findings
+from forcewell.doctor.energies import energy_findings, unknown_energies
 from forcewell.doctor.findings import Finding, Report, report
 from forcewell.doctor.forces import force_findings
 from forcewell.doctor.labels import label_findings
@@ -18,7 +18,7 @@ from forcewell.doctor.scan import Facts, rows_to_examine, scan
 from forcewell.doctor.structure import structure_findings
 from forcewell.doctor.units import unit_findings
 from forcewell.errors import InputError
-from forcewell.sources import SOURCES, layout_of
+from forcewell.sources import FORMS, SOURCES, layout_of
 from forcewell.store import Dataset, MemoryData, Store
 
 EXAMINED = 500_000  # conformations at most: 16 atoms each take about 60 µs and 700 bytes, so 30 s and 360 MB
@@ -47,6 +47,7 @@ def _examined(dataset: Dataset, where: str, thorough: bool) -> tuple[Report, Fac
         findings.append(Finding("note", "sample", "a sample was examined: evenly spread stretches of neighbours", where, evidence))
     if len(facts):
         findings += force_findings(facts, where)
+        findings += unknown_energies(facts, where)
         findings += unit_findings(dataset, facts, where)
         # A wrong unit would make nonsense of these.
         if not any(finding.severity == "error" for finding in findings):
@@ -78,7 +79,7 @@ def check_paths(paths: Sequence[str | os.PathLike[str]], splits: Sequence[Path] 
     """``check_path`` of several, by path; what they share and whether their levels of theory fit goes to the last one's report."""
     for path in (*paths, *splits):
         if not Path(path).exists():
-            raise InputError(f"{path} does not exist; give a store, an extended XYZ file or an .npz file")
+            raise InputError(f"{path} does not exist; give {FORMS}")
     reports: dict[str, Report] = {}
     opened: list[tuple[str, Dataset, Facts]] = []
     for path in paths:

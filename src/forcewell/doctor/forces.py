@@ -37,8 +37,8 @@ def force_findings(facts: Facts, where: str) -> Iterator[Finding]:
         yield Finding("note", "force scale", "forces have a usual size", where, scale)
     if not labelled.all():
         missing = facts.row[~labelled]
-        said = "conformations without forces"
-        yield Finding("note", "force scale", said, where, {"conformations": len(missing)}, worst(missing, np.zeros(len(missing))))
+        said = "conformations without forces (absent or NaN)"
+        yield Finding("note", "labels", said, where, {"conformations": len(missing)}, worst(missing, np.zeros(len(missing))))
     yield from _still(facts, where, at_rest)
     yield from _rigid(facts, "net", "forces do not add up to zero", labelled, where)
     said = "forces have a net torque: they would turn the molecule"

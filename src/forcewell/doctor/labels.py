@@ -12,7 +12,7 @@ from forcewell.store import Dataset
 
 
 def label_findings(dataset: Dataset, where: str, source: str, path: Path, options: Mapping[str, Any]) -> Iterator[Finding]:
-    """A warning where energies or forces are missing that the file could hold under other names.
+    """A warning where energies or forces are missing that the file could hold under other names, a note where it has energies alone.
 
     source, path, options: what was read. Minima and data with other properties may do without both.
     """
@@ -20,3 +20,5 @@ def label_findings(dataset: Dataset, where: str, source: str, path: Path, option
     said = missing_labels(source, path, dataset.fields, options, needed=not minima and not dataset.properties)
     if said:
         yield Finding("warning", "labels", said, where)
+    elif "energy" in dataset.fields and "forces" not in dataset.fields and not minima:
+        yield Finding("note", "labels", "no forces: these data teach energies alone (objectives=joint)", where)

@@ -12,6 +12,7 @@ import numpy as np
 from forcewell.engines import Engine, EngineFailure, labelled
 from forcewell.errors import InputError
 from forcewell.generate.campaign import Job, JobFailure, Summary, engine_of, engine_settings, run
+from forcewell.sources import FORMS
 from forcewell.store import Dataset, open_data
 from forcewell.system import System, consecutive
 
@@ -25,7 +26,7 @@ def label_data(data: Sequence[Path], out: Path, engine: Engine, *, count: int | 
     """
     datasets = [open_data(path) for path in data]
     if not datasets:
-        raise InputError("no data given to label; give a store, an extended XYZ file or an .npz file")
+        raise InputError(f"no data given to label; give {FORMS}")
     owner = np.repeat(np.arange(len(datasets)), [len(dataset) for dataset in datasets])
     row = np.concatenate([np.arange(len(dataset)) for dataset in datasets])
     if count is not None:

@@ -35,7 +35,8 @@ def label(
     Parameters
     ----------
     data
-        Stores, extended XYZ or .npz files; labels that are in them are replaced.
+        Each a store, or a file: extended XYZ (.xyz, .extxyz), .npz, HDF5 (.h5, .hdf5) or an ASE database (.db, .aselmdb);
+        labels that are in them are replaced.
     engine
         gfn2, gfn1, pyscf:METHOD/BASIS[+d3bj|+d4], ase:MODULE.CLASS, or a Forcewell model.
     out

@@ -46,7 +46,10 @@ from forcewell.sources.card import Card, Paths, load_npz
 from forcewell.sources.hdf5_groups import first_leaf, open_hdf5
 from forcewell.system import Block
 
-__all__ = ["SOURCES", "Card", "Source", "layout_of", "load_npz"]
+__all__ = ["FORMS", "SOURCES", "Card", "Source", "files_of", "layout_of", "load_npz", "refuse_trajectory"]
+
+# What is read as it is, without an import, in messages and helps.
+FORMS = "a store, or a file: extended XYZ (.xyz, .extxyz), .npz, HDF5 (.h5, .hdf5) or an ASE database (.db, .aselmdb)"
 
 
 class Source(Protocol):
@@ -89,6 +92,20 @@ _HDF5_LAYOUTS = (
 _SUFFIXES = {".xyz": "extxyz", ".extxyz": "extxyz", ".db": "asedb", ".aselmdb": "aselmdb"}
 
 
+def refuse_trajectory(path: Path) -> None:
+    """Raises InputError for an ASE trajectory, by its name, with the way on."""
+    if path.suffix == ".traj":
+        raise InputError(f"{path} is an ASE trajectory, which is not read; make it extended XYZ: ase convert {path} {path.stem}.xyz")
+
+
+def files_of(folder: Path) -> str:
+    """The files of a folder that can be read as a shell pattern, such as FOLDER/*.xyz; "" where there is none."""
+    found = next(
+        (file for file in sorted(folder.iterdir()) if file.suffix in (*_SUFFIXES, ".h5", ".hdf5", ".npz") and file.is_file()), None
+    )
+    return "" if found is None else f"{folder}/*{found.suffix}"
+
+
 def layout_of(path: str | os.PathLike[str], options: Collection[str] = ()) -> str:
     """Name of the source that reads this file. Raises InputError where none does, or where a file of common names states another unit.
 
@@ -103,10 +120,8 @@ def layout_of(path: str | os.PathLike[str], options: Collection[str] = ()) -> st
             names = first_leaf(file)
         return next((source for source, needed in _HDF5_LAYOUTS if needed <= names), "hdf5")
     if path.suffix != ".npz":
-        raise InputError(
-            f"{path} is not a store, an extended XYZ file (.xyz, .extxyz), an .npz, HDF5 (.h5, .hdf5) or ASE file (.db, .aselmdb); "
-            "data sets of other forms are imported first: forcewell data import"
-        )
+        refuse_trajectory(path)
+        raise InputError(f"{path} is not {FORMS}; data sets of other forms are imported first: forcewell data import")
     arrays = load_npz(path)
     for source, needed in _LAYOUTS:
         if needed <= set(arrays):

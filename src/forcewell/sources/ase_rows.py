@@ -41,7 +41,7 @@ def system_of(values: Mapping[str, Any], where: str, source: str, mapping: Decla
     """One row in eV, Å. The molecule identifier is left empty where neither an option nor the row gives one."""
     numbers = np.asarray(values["numbers"])
     factors, count = mapping.factors, len(numbers)
-    scale = {"positions": factors.length, "energy": factors.energy, "forces": factors.force, "stress": factors.energy / factors.length**3}
+    scale = {"positions": factors.length, "energy": factors.energy, "forces": factors.force, "stress": factors.stress}
     shapes = {**SHAPES, "positions": (count, 3), "forces": (count, 3)}
     arrays: dict[str, Any] = {"numbers": numbers}
     for field, shape in shapes.items():

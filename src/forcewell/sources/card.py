@@ -15,7 +15,7 @@ import numpy as np
 from forcewell.errors import InputError, nearest
 from forcewell.fields import FIELDS
 from forcewell.system import Block
-from forcewell.units import energy_factor, force_factor, length_factor
+from forcewell.units import energy_factor, force_factor, length_factor, stress_factor
 
 CHUNK = 8192  # conformations per Block: 20 atoms each make 6 MB, small beside a shard
 CHUNK_ATOMS = 500_000  # atoms per Block, 20 MB: what bounds the memory for large molecules
@@ -104,16 +104,17 @@ def positive(value: Any, name: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """Multipliers from a file's units to eV, eV/Å and Å."""
+    """Multipliers from a file's units to eV, eV/Å, Å and, for stress, eV/Å³."""
 
     energy: float
     force: float
     length: float
+    stress: float
 
     @classmethod
-    def of(cls, energy: str, force: str, length: str) -> Factors:
-        """From unit names such as "kcal/mol", "kcal/mol/Å", "Å". Raises InputError for an unknown one."""
-        return cls(energy_factor(energy), force_factor(force), length_factor(length))
+    def of(cls, energy: str, force: str, length: str, stress: str = "eV/Å³") -> Factors:
+        """From unit names such as "kcal/mol", "kcal/mol/Å", "Å", "GPa". Raises InputError for an unknown one."""
+        return cls(energy_factor(energy), force_factor(force), length_factor(length), stress_factor(stress))
 
 
 def rows_of(atoms: int) -> int:

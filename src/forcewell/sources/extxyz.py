@@ -12,7 +12,7 @@ from forcewell.bonds import identify
 from forcewell.charge_spin import charge_and_spin
 from forcewell.errors import InputError
 from forcewell.fields import FIELDS
-from forcewell.sources.card import Card, Paths, check_options
+from forcewell.sources.card import Card, Factors, Paths, check_options
 from forcewell.sources.mapping import OPTIONS, Declared, declared, first_of
 from forcewell.sources.trajectory_npz import truth
 from forcewell.system import Block, System, block_of, initial_of
@@ -27,7 +27,8 @@ FRAMES = 1024  # per Block
 # "energy", "forces" and "stress" are found by ASE itself.
 ENERGY_KEYS = ("REF_energy", "energy", "dft_energy", "MACE_energy")
 FORCES_KEYS = ("REF_forces", "forces", "force", "dft_forces", "MACE_forces")
-STRESS_KEYS = ("REF_stress", "stress", "MACE_stress")
+# A virial is -volume * stress, in the unit of energies, to all that write one: QUIP, MACE, GPUMD, DeePMD.
+STRESS_KEYS = ("REF_stress", "REF_virials", "REF_virial", "stress", "MACE_stress", "virials", "virial")
 MOLECULE_KEYS = ("molecule", "molecule_id", "mol_id", "mol")
 
 CARD = Card(
@@ -36,10 +37,12 @@ CARD = Card(
     licence="as its author states",
     citation="",
     level="option level, or the key level of each frame",
-    units="options energy_unit, force_unit, length_unit (default eV, eV/Å, Å; ORCA's comment-line energies are Hartree)",
+    units="options energy_unit, force_unit, length_unit, stress_unit (default eV, eV/Å, Å, eV/Å³; "
+    "ORCA's comment-line energies are Hartree)",
     page="",
-    files=f"*.xyz or *.extxyz; energies as {', '.join(ENERGY_KEYS)}, forces as {', '.join(FORCES_KEYS)}; charge as charge, total_charge, "
-    "net_charge or the sum of initial_charges; multiplicity as multiplicity, spin_multiplicity, mult, spin, total_spin, of initial_magmoms",
+    files=f"*.xyz or *.extxyz; energies as {', '.join(ENERGY_KEYS)}, forces as {', '.join(FORCES_KEYS)}, "
+    f"stress as {', '.join(STRESS_KEYS)}; charge as charge, total_charge, net_charge or the sum of initial_charges; "
+    "multiplicity as multiplicity, spin_multiplicity, mult, spin, total_spin, of initial_magmoms",
     options=OPTIONS,
 )
 
@@ -99,7 +102,8 @@ def _system(atoms: ase.Atoms, where: str, mapping: Declared, options: Mapping[st
         arrays["forces"] = mapping.sign("forces") * factors.force * _shaped(forces, (len(atoms), 3), where, "forces")
     stress = _first(scalars, STRESS_KEYS, mapping.keys.get("stress"), where)
     if stress is not None and atoms.pbc.any():
-        arrays["stress"] = mapping.sign("stress") * _full_stress(stress, where) * factors.energy / factors.length**3
+        key = mapping.keys.get("stress") or first_of(STRESS_KEYS, scalars) or ""
+        arrays["stress"] = mapping.sign("stress") * _full_stress(stress, where) * _stress_factor(key, atoms, factors)
     asked = {name: mapping.keys[name] for name in ("charge", "spin") if name in mapping.keys}
     for key in asked.values():
         _first(atoms.info, (), key, where)
@@ -157,6 +161,13 @@ def _shaped(value: Any, shape: tuple[int, ...], where: str, name: str) -> np.nda
     if array.shape != shape or array.dtype.kind not in "if":
         raise InputError(f"{where}: {name} has shape {array.shape}, expected {shape} numbers")
     return array.astype(np.float64)
+
+
+def _stress_factor(key: str, atoms: ase.Atoms, factors: Factors) -> float:
+    """To eV/Å³ from the file's unit, of stress, or of energy for a virial; NaN ("not known") for a virial in a cell without volume."""
+    if "virial" not in key.lower():
+        return factors.stress
+    return -factors.energy / (atoms.cell.volume * factors.length**3) if atoms.cell.volume else np.nan
 
 
 def _full_stress(value: Any, where: str) -> np.ndarray:

@@ -14,7 +14,7 @@ from forcewell.errors import InputError
 from forcewell.sources.card import Card, Paths, check_options, chunks, merged, rows_of
 from forcewell.sources.hdf5_groups import atomic_numbers, leaves, open_hdf5, shaped, text
 from forcewell.sources.mapped_smiles import ordered_atoms
-from forcewell.sources.mapping import OPTIONS, Declared, declared
+from forcewell.sources.mapping import OPTIONS_WITHOUT_STRESS, Declared, declared
 from forcewell.sources.trajectory_npz import truth
 from forcewell.system import Block
 
@@ -31,7 +31,7 @@ CARD = Card(
         "forces (F, A, 3), charge, spin, smiles, molecule"
     ),
     options={
-        **OPTIONS,
+        **OPTIONS_WITHOUT_STRESS,
         "smiles": "JSON file of group name -> mapped SMILES, for files without elements (byteff2): they follow from it",
     },
 )

@@ -23,17 +23,20 @@ USUAL = {
     "smiles": ("smiles",),
     "molecule": ("molecule", "mol", "molecule_id", "mol_id"),
 }
-UNIT_OPTIONS = {"energy": "energy_unit", "forces": "force_unit", "positions": "length_unit"}
+UNIT_OPTIONS = {"energy": "energy_unit", "forces": "force_unit", "positions": "length_unit", "stress": "stress_unit"}
 OPTIONS = {
     "energy_unit": "of energies: eV, meV, Hartree, kcal/mol, kJ/mol (default eV)",
     "force_unit": "of forces: eV/Å, Hartree/bohr, kcal/mol/Å ...; default energy_unit/length_unit",
     "length_unit": "of coordinates: Å, bohr, nm (default Å)",
+    "stress_unit": "of stress: eV/Å³, Hartree/bohr³, GPa, kbar ...; default energy_unit per cube of force_unit's length",
     "level": "level of theory, e.g. wB97M-D3BJ/def2-TZVPPD",
     "equilibrium": "yes or no: all conformations are minima, or none is",
     "molecule": "one name for the molecule of all conformations",
     "map": "key=field,...: the file's names for fields; -forces for gradients; property:NAME for any other number (also --map)",
     "property_units": "NAME=unit,...: units of mapped properties, kept as they are (also --unit property:NAME=unit)",
 }
+# Of sources that cannot give stress.
+OPTIONS_WITHOUT_STRESS = {name: meaning for name, meaning in OPTIONS.items() if name != "stress_unit"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +91,20 @@ def declared(options: Mapping[str, Any], unread: Sequence[str] = ()) -> Declared
         if target != field:
             negative.add(field)
         keys[field] = key
+    energy, force, length = _units(options)
+    return Declared(keys, frozenset(negative), Factors.of(energy, force, length, stress_unit(options)))
+
+
+def _units(options: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Names of the units of energies, forces and coordinates."""
     energy, length = str(options.get("energy_unit", "eV")), str(options.get("length_unit", "Å"))
-    factors = Factors.of(energy, str(options.get("force_unit", f"{energy}/{length}")), length)
-    return Declared(keys, frozenset(negative), factors)
+    return energy, str(options.get("force_unit", f"{energy}/{length}")), length
+
+
+def stress_unit(options: Mapping[str, Any]) -> str:
+    """The unit that stress is taken to be in: the declared one, else the energy's per cube of the length that forces are per."""
+    energy, force, _ = _units(options)
+    return str(options.get("stress_unit", f"{energy}/{force.rpartition('/')[2]}³"))
 
 
 def comma_separated(text: str, option: str) -> dict[str, str]:
@@ -108,7 +122,7 @@ def as_options(maps: Sequence[str], units: Sequence[str]) -> dict[str, str]:
     """The options that ``--map key=field``, ``--map FILE.yaml`` and ``--unit field=unit`` stand for.
 
     A YAML file holds ``map: {key: field}`` and, if needed, ``unit: {field: unit}`` and ``level``. Raises InputError for
-    a file that is not of this form and for a unit of anything but energy, forces, positions or a property.
+    a file that is not of this form and for a unit of anything but energy, forces, positions, stress or a property.
     """
     mapping, unit, options = {}, {}, {}
     for word in maps:
@@ -128,7 +142,9 @@ def as_options(maps: Sequence[str], units: Sequence[str]) -> dict[str, str]:
         elif field in UNIT_OPTIONS:
             options[UNIT_OPTIONS[field]] = str(value)
         else:
-            raise InputError(f"unit {field}={value}: expected energy, forces, positions or property:NAME{nearest(field, UNIT_OPTIONS)}")
+            raise InputError(
+                f"unit {field}={value}: expected energy, forces, positions, stress or property:NAME{nearest(field, UNIT_OPTIONS)}"
+            )
     if mapping:
         options["map"] = ",".join(f"{key}={field}" for key, field in mapping.items())
     return options | ({"property_units": ",".join(labels)} if labels else {})

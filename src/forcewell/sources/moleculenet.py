@@ -127,7 +127,11 @@ def _layout(header: Mapping[str, str], path: Path) -> tuple[str, Layout]:
     for name, (column, layout) in SETS.items():
         if column in header and layout.smiles in header:
             return name, layout if layout.targets else Layout(layout.smiles, tuple(key for key in header if key != layout.smiles))
-    raise InputError(f"{path} is none of the seven sets ({', '.join(SETS)}); its columns are {', '.join(list(header)[:8])}")
+    raise InputError(
+        f"{path} is none of the seven sets ({', '.join(SETS)}); its columns are {', '.join(list(header)[:8])}. "
+        "Labels of your own need structures, in extended XYZ say: forcewell data import extxyz FILE.xyz --map KEY=property:NAME "
+        "--out NAME.fw; objectives={property: {names: [NAME]}} trains on them"
+    )
 
 
 def _block(

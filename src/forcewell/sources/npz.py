@@ -12,7 +12,7 @@ from forcewell.bonds import identify
 from forcewell.errors import InputError
 from forcewell.fields import FIELDS
 from forcewell.sources.card import Card, Paths, check_options, chunks, load_npz
-from forcewell.sources.mapping import OPTIONS, USUAL, Declared, declared
+from forcewell.sources.mapping import OPTIONS_WITHOUT_STRESS, USUAL, Declared, declared
 from forcewell.sources.trajectory_npz import truth
 from forcewell.system import Block
 
@@ -28,7 +28,7 @@ CARD = Card(
         "an .npz with z (or numbers) and pos (or positions): shared z (A,) and pos (F, A, 3); padded z (F, A) with 0; or ragged "
         "natoms (F,), z (N,), pos (N, 3). Optional: energy, forces, charge, spin, equilibrium, smiles, mol (or molecule)"
     ),
-    options=OPTIONS,
+    options=OPTIONS_WITHOUT_STRESS,
 )
 SCALARS = ("energy", "charge", "spin", "equilibrium")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from forcewell.bundled import bundled_set
 from forcewell.errors import InputError
-from forcewell.sources import SOURCES, layout_of
+from forcewell.sources import FORMS, SOURCES, layout_of
 from forcewell.store.gathering import Gatherer
 from forcewell.store.reading import Dataset, MemoryData, Store
 from forcewell.store.references import PerAtom, ReferenceFit, fit_references, reference_fits, references
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def open_data(path: str | os.PathLike[str], **options: Any) -> Dataset:
-    """A store folder memory-mapped; an extended XYZ file or an .npz (MD17, rMD17, QM9, QM7-X or generic layout) in memory.
+    """A store folder memory-mapped; a file in memory: extended XYZ, .npz, HDF5 (known layouts and generic ones) or an ASE database.
 
     ``bundled:NAME`` is a data set of the package, whole (a run leaves benchmark molecules out of it).
 
@@ -52,7 +52,7 @@ def open_data(path: str | os.PathLike[str], **options: Any) -> Dataset:
             raise InputError(f"{path} is a store; it takes no option ({', '.join(options)})")
         return Store(path)
     if not path.exists():
-        raise InputError(f"{path} does not exist; give a store, an extended XYZ file or an .npz file")
+        raise InputError(f"{path} does not exist; give {FORMS}")
     return MemoryData(_validated(SOURCES[layout_of(path, options)].read([path], **options), path), name=str(path))
 
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from forcewell.errors import InputError
 from forcewell.fields import ATOM_FIELDS, FIELDS
+from forcewell.sources import files_of
 from forcewell.system import Block
 
 FORMAT, VERSION, MANIFEST = "forcewell-store", 1, "manifest.json"
@@ -75,7 +76,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a store. Raises InputError where there is none or it is damaged."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
+        files = files_of(folder) if folder.is_dir() else ""
+        way_on = f"; give its files, as in {files}, or make a store of them: forcewell data import" if files else ""
+        raise InputError(f"{folder} is {'a folder, ' if files else ''}not a Forcewell store: it has no {MANIFEST}{way_on}") from None
+    except NotADirectoryError:
         raise InputError(f"{folder} is not a Forcewell store: it has no {MANIFEST}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{folder / MANIFEST} is damaged ({error}); import the data again") from None
