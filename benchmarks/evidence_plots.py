@@ -2,7 +2,8 @@
 
     .venv/bin/python benchmarks/evidence_plots.py docs/evidence --arms scratch et-ore token-0.05-10-long et-oreo-faithful
 
-FOLDER holds the result files ARM-SEED.json; the plots are written beside them as frames.svg and curves.svg. All seeds are drawn.
+FOLDER holds the result files ARM-SEED.json; the plots are written beside them as frames.svg and curves.svg, or, of another number of
+steps, frames-STEPS.svg and curves-STEPS.svg. All seeds are drawn, those of one arm in one colour.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ def against_frames(results: list[dict[str, Any]], path: Path, steps: int) -> Non
     figure.savefig(path, metadata={"Date": None})
 
 
-def curves(results: list[dict[str, Any]], path: Path, steps: int) -> None:
-    """Validation error while fine-tuning on 100 (dashed) and 950 frames."""
+def curves(results: list[dict[str, Any]], path: Path, steps: int, fewer: int) -> None:
+    """Validation error while fine-tuning on ``fewer`` (dashed) and 950 frames."""
     figure, axes = panels(7)
     for one, molecule in zip(axes, MOLECULES, strict=True):
         for number, result in enumerate(results):
-            for count, line in ((100, "--"), (950, "-")):
+            for count, line in ((fewer, "--"), (950, "-")):
                 if row := best_row(result, molecule, count, steps):
                     x, y = zip(*row["curve"][1:], strict=True)
                     label = result["arm"] if result["seed"] == 0 and count == 950 else None
@@ -78,13 +79,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--arms", nargs="+", required=True)
     parser.add_argument("--steps", type=int, default=SIZES["small"].steps)
+    parser.add_argument("--fewer", type=int, choices=FRAMES[:-1], default=100, help="frames of the dashed curves, beside those of 950")
     given = parser.parse_args()
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "forcewell"  # the same file for the same numbers
     files = [file for arm in given.arms for file in sorted(given.folder.glob(f"{arm}-[0-9].json"))]
     results = [json.loads(file.read_text()) for file in files]
-    against_frames(results, given.folder / "frames.svg", given.steps)
-    curves(results, given.folder / "curves.svg", given.steps)
+    of = "" if given.steps == SIZES["small"].steps else f"-{given.steps}"
+    against_frames(results, given.folder / f"frames{of}.svg", given.steps)
+    curves(results, given.folder / f"curves{of}.svg", given.steps, given.fewer)
 
 
 if __name__ == "__main__":

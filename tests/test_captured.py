@@ -245,10 +245,19 @@ def test_simulations_run_captured_on_cuda(tmp_path: Path, monkeypatch: pytest.Mo
         np.testing.assert_allclose(graph[name], usual[name], rtol=1e-9)
     assert len(captures) == 1 and len(captures[0]) == 1
 
-    def fails(*given: Any) -> Any:
-        played(*given)
+    spoiled: list[torch.Generator] = []
+    usual_step = integrators.langevin_step
+
+    def fails(function: Any, generators: list[torch.Generator], device: torch.device) -> Any:
+        played(function, generators, device)
+        spoiled.extend(generators)
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
+    def drawing(state: Any, *given: Any, **keywords: Any) -> None:
+        assert all(state.generator is not one for one in spoiled)  # which would refuse to draw outside of its graph
+        usual_step(state, *given, **keywords)
+
+    monkeypatch.setattr(integrators, "langevin_step", drawing)
     monkeypatch.setattr(captured, "capture", fails)
     simulate.simulate(potential, ETHANOL, out=tmp_path / "failed", **keywords)
     assert "without a CUDA graph: capturing failed (operation not permitted when stream is capturing)" in capsys.readouterr().out

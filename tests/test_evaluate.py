@@ -181,7 +181,9 @@ def test_labels_that_are_not_what_they_seem(tmp_path: Path) -> None:
     """Forces in another unit, labels under other names, and charges that the model does not see are each told."""
     data = npz("rmd17_ethanol_test_01.npz")
     weak = ethanol(tmp_path / "weak.npz", 60, forces=data["forces"][:60].astype(np.float64) / 51.4)
-    assert re.search("warning: .*weak.npz: forces along bonds .* forcewell data import mends it", succeed("evaluate", MODEL, weak))
+    assert re.search(
+        "warning: .*weak.npz: forces along bonds .* data import with --unit or --map mends it", succeed("evaluate", MODEL, weak)
+    )
     atoms = [system.to_atoms() for system in frames(3)[0]]
     for one in atoms:
         one.arrays["my_forces"] = np.zeros((9, 3))

@@ -246,6 +246,7 @@ def test_level_is_chosen_by_name(potential: Potential) -> None:
     for single in (molecule("H2O"), System.from_atoms(molecule("H2O"))):
         with pytest.raises(InputError, match=r"predict takes a list of structures, and this is a single one: predict\(\[atoms\]\)"):
             model.predict(single)  # type: ignore[arg-type]
+    assert len(model.predict(molecule(name) for name in ("H2O", "H2O"))["energy"]) == 2
     for wrong in ("water.xyz", [3]):
         with pytest.raises(InputError, match=r"takes a list of ase\.Atoms or Systems"):
             model.predict(wrong)  # type: ignore[arg-type]

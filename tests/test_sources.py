@@ -205,7 +205,7 @@ def test_damaged_npz(tmp_path):
         open_data(path)
     with pytest.raises(InputError, match="does not exist"):
         open_data(tmp_path / "none.npz")
-    with pytest.raises(InputError, match=r"\.csv is not a store"):
+    with pytest.raises(InputError, match=r"\.csv cannot be read as it is; give a store"):
         open_data(DATA / "qm9_labels_100.csv")
 
 

@@ -86,6 +86,9 @@ def test_virials_by_other_names_and_without_volume(tmp_path: Path) -> None:
     ase.io.write(tmp_path / "a.xyz", [atoms], format="extxyz")
     options = as_options(["my_e=energy", "my_f=forces", "my_virial=stress"], [])
     assert np.allclose(open_data(tmp_path / "a.xyz", **options).column("stress")[0], STRESS, rtol=1e-7)
+    ase.io.write(tmp_path / "a.xyz", [copper(virial_stress=STRESS)], format="extxyz")  # a stress, by its name
+    options = as_options(["my_e=energy", "my_f=forces", "virial_stress=stress"], [])
+    assert np.allclose(open_data(tmp_path / "a.xyz", **options).column("stress")[0], STRESS, rtol=1e-7)
     atoms = copper(virial=-VOLUME * STRESS)
     atoms.pbc, atoms.cell[2] = (True, True, False), 0.0
     assert np.isnan(read(tmp_path / "a.xyz", atoms)).all()
@@ -105,5 +108,5 @@ def test_the_import_says_which_unit_it_took(tmp_path: Path, capsys: pytest.Captu
     for file, words, unit in (("a.xyz", mapped, "GPa"), ("a.db", [], "eV/Å³")):
         source = {"a.xyz": "extxyz", "a.db": "asedb"}[file]
         main(["data", "import", source, str(tmp_path / file), "--out", str(tmp_path / f"{file}.fw"), *words])
-        assert f"stress was read in {unit}, positive under tension" in capsys.readouterr().out
+        assert f"stress is taken to be in {unit}, positive under tension" in capsys.readouterr().out
         assert np.allclose(Store(tmp_path / f"{file}.fw").column("stress")[0], STRESS, rtol=1e-7)

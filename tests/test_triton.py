@@ -214,6 +214,7 @@ def test_benchmark_of_the_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, c
 
 
 def test_where_kernels_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_messages, "_triton_runs", lambda: True)
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
 
     def used(device: torch.device = gpu, dtype: torch.dtype = torch.float32, **settings: Any) -> bool:
@@ -230,14 +231,18 @@ def test_where_kernels_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     potential.precision = "tf32"
     assert potential.path == "Triton kernels on cuda, float32 (matrix products in tf32)"
     assert small_potential("schnet").path == "PyTorch on cuda, float32"
-    for module, name in (
-        (fused_messages.importlib.util, "find_spec"),
-        (fused_messages.shutil, "which"),
-    ):  # Triton builds its launchers in C
+    monkeypatch.setattr(fused_messages, "_triton_runs", lambda: False)
+    assert not used(heads=2)
+
+
+def test_what_triton_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Itself, a C compiler and Python's headers."""
+    runs = fused_messages._triton_runs.__wrapped__
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(Path, "is_file", lambda self: self.name == "Python.h")
+    monkeypatch.setattr(fused_messages.shutil, "which", lambda name: name if name == "clang" else None)
+    assert runs()
+    for module, name in ((fused_messages.importlib.util, "find_spec"), (fused_messages.shutil, "which"), (Path, "is_file")):
         with monkeypatch.context() as patch:
-            patch.setattr(module, name, lambda what: None)
-            patch.delenv("CC", raising=False)
-            fused_messages._triton_runs.cache_clear()
-            assert not used(heads=2)
-    fused_messages._triton_runs.cache_clear()
-    assert used(heads=2)
+            patch.setattr(module, name, lambda _: None)
+            assert not runs()

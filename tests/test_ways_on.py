@@ -85,7 +85,7 @@ def test_what_is_read_as_it_is_is_said_alike(tmp_path: Path, capsys: pytest.Capt
         label_data([], tmp_path / "l.fw", engine=None)  # type: ignore[arg-type]
     with pytest.raises(InputError) as caught:
         layout_of("a.csv")
-    assert f"a.csv is not {FORMS}; data sets of other forms are imported first" in str(caught.value)
+    assert f"a.csv cannot be read as it is; give {FORMS}; data sets of other forms are imported first" in str(caught.value)
     for words in (("data", "split"), ("data", "check"), ("generate", "label")):
         main([*words, "--help"])
         shown = capsys.readouterr().out.replace("│", " ")

@@ -48,6 +48,7 @@ class CapturedSteps:
 
     def __init__(self, step: Callable[[State], None], cutoff: float) -> None:
         self.step, self.cutoff = step, cutoff
+        self.captures = True  # until one fails
         self.state: State | None = None
         self.once: Callable[[], None]
 
@@ -85,12 +86,16 @@ class CapturedSteps:
             batch.positions.copy_(moved.batch.positions)
 
         self.once = once
-        if has_graphs(batch.positions.device):
+        if self.captures and has_graphs(batch.positions.device):
             before = self._copy(state)
             try:
                 self.once = capture(once, [state.generator], batch.positions.device)
-            except RuntimeError as failure:  # what a driver or a library may come to; the steps are the same without a graph
-                say(f"molecular dynamics without a CUDA graph: capturing failed ({str(failure).strip().splitlines()[0][:200]})")
+            except Exception as failure:  # whatever a driver or a library may come to; the steps are the same without a graph
+                self.captures = False
+                why = [*str(failure).strip().splitlines(), type(failure).__name__][0][:200]
+                say(f"molecular dynamics without a CUDA graph: capturing failed ({why})")
+                # The old one takes itself for part of a graph from then on.
+                state.generator = torch.Generator(device=state.generator.device)
             self._restore(state, before)
 
     def _copy(self, state: State) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def import_command(
     )
     if "stress" in done.store.fields:
         others = "others: --unit stress=UNIT, --map KEY=-stress"
-        print(f"stress was read in {stress_unit(options)}, positive under tension ({others}); a virial in the unit of energies")
+        print(f"stress is taken to be in {stress_unit(options)}, positive under tension ({others}); a virial, in the unit of energies")
     for warning in done.warnings:
         print(warning)
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -322,7 +322,7 @@ class Potential(nn.Module):
             raise InputError(f"the model never saw {_symbols(unseen)}; it was trained on {_symbols(self.elements)}")
 
     def predict(
-        self, systems: Sequence[ase.Atoms | System], level: str | None = None, *, stress: bool = False, batch_atoms: int = 4096
+        self, systems: Iterable[ase.Atoms | System], level: str | None = None, *, stress: bool = False, batch_atoms: int = 4096
     ) -> dict[str, Any]:
         """Energies and forces of molecules, in batches of at most ``batch_atoms`` atoms.
 
@@ -333,6 +333,7 @@ class Potential(nn.Module):
         """
         if isinstance(systems, System) or hasattr(systems, "numbers"):  # ase.Atoms are a sequence, of atoms
             raise InputError("predict takes a list of structures, and this is a single one: predict([atoms])")
+        systems = list(systems)
         for entry in systems:
             if not isinstance(entry, System) and not hasattr(entry, "numbers"):
                 raise InputError(

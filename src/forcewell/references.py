@@ -59,7 +59,8 @@ def correct(
     if not systems:
         return None
     block = block_of(systems)
-    with warnings.catch_warnings(action="ignore"):  # charges that the model does not see were told of the data as a whole
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*charged or not singlets")  # told of the data as a whole
         error = block.arrays["energy"] - (0.0 if untrained else potential.predict(systems, level=level)["energy"])
     shift, rank = minimum_norm(block, error)
     potential.references[level] = potential.references[level] + shift

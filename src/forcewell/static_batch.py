@@ -28,6 +28,7 @@ def capturing(device: torch.device) -> Iterator[None]:
     """Within, ``device`` is the current one; afterwards the current stream is what it was (a capture that fails leaves its own)."""
     with torch.cuda.device(device):
         before = torch.cuda.current_stream()
+        torch.cuda.graph.default_capture_stream = None  # of the device that this process captured on first
         try:
             yield
         finally:

@@ -168,6 +168,8 @@ class StepPath:
         self.decided, self.largest = bool(state["decided"]), Shape(*state["largest"])
         self.complete = Shape(*state.get("complete", self.complete))
         self.shape = Shape(*state["shape"]) if state["shape"] else None
+        if self.setting == "never":  # also where it was not, before a graph failed
+            self.decided, self.shape = True, None
         # A simulation that is extended may be long enough now.
         if self.shape is None and self.steps > state.get("steps", self.steps) and self._possible():
             self.decided = False

@@ -143,7 +143,7 @@ def warn_of_units(files: Sequence[tuple[str, Dataset]]) -> None:
     for path, dataset in files:
         if isinstance(dataset, MemoryData):
             for finding in glance(dataset, path):
-                say(f"warning: {path}: {finding.what}; forcewell data check {path} says more, forcewell data import mends it")
+                say(f"warning: {path}: {finding.what}; forcewell data check {path} says more, data import with --unit or --map mends it")
 
 
 def _restrictions(config: RunConfig) -> dict[str, list[int]] | None:

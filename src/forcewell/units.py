@@ -26,7 +26,7 @@ LENGTH = {"Å": 1.0, "angstrom": 1.0, "bohr": BOHR, "nm": 10.0}
 # Pa is J/m³, so that 1 eV/Å³ is 160.2 GPa.
 PRESSURE = {name: pascal / (ELECTRONVOLT * 1e30) for name, pascal in {"GPa": 1e9, "MPa": 1e6, "Pa": 1.0, "kbar": 1e8, "bar": 1e5}.items()}
 # What else units are called, in small letters, where their names are no near misspelling of ours.
-OTHER_NAMES = {"ha": "Hartree", "eh": "Hartree", "e_h": "Hartree", "kj": "kJ/mol", "a0": "bohr", "a": "Å", "ang": "angstrom"}
+OTHER_NAMES = {"ha": "Hartree", "eh": "Hartree", "e_h": "Hartree", "kj": "kJ/mol", "a0": "bohr", "a": "Å", "ang": "angstrom", "kb": "kbar"}
 
 
 def energy_factor(unit: str) -> float:
@@ -52,8 +52,10 @@ def stress_factor(unit: str) -> float:
     if energy and length != volume:
         return energy_factor(energy) / length_factor(length) ** 3
     if unit not in PRESSURE:
+        other = OTHER_NAMES.get(unit.lower()) or next((name for name in PRESSURE if name.lower() == unit.lower()), None)
+        hint = f"; did you mean {other!r}?" if other in PRESSURE else nearest(unit, [*PRESSURE, "eV/Å³", "Hartree/bohr³"])
         known = f"known: {', '.join(PRESSURE)}, or an energy per volume such as eV/Å³, Hartree/bohr^3"
-        raise InputError(f"unknown unit of stress {unit!r}{nearest(unit, [*PRESSURE, 'eV/Å³', 'Hartree/bohr³'])} ({known})")
+        raise InputError(f"unknown unit of stress {unit!r}{hint} ({known})")
     return PRESSURE[unit]
 
 

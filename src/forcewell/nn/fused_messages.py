@@ -36,7 +36,8 @@ def supported(channels: int, heads: int, basis: ExponentialNormalBasis, device: 
 def _triton_runs() -> bool:
     """Whether Triton is here, and the C compiler and Python's headers with which it builds what launches its kernels."""
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # as Triton does, for Debian's Python
+    headers = Path(sysconfig.get_path("include", scheme)) / "Python.h"
     return bool(compiler) and headers.is_file() and importlib.util.find_spec("triton") is not None
 
 

@@ -121,7 +121,9 @@ def layout_of(path: str | os.PathLike[str], options: Collection[str] = ()) -> st
         return next((source for source, needed in _HDF5_LAYOUTS if needed <= names), "hdf5")
     if path.suffix != ".npz":
         refuse_trajectory(path)
-        raise InputError(f"{path} is not {FORMS}; data sets of other forms are imported first: forcewell data import")
+        raise InputError(
+            f"{path} cannot be read as it is; give {FORMS}; data sets of other forms are imported first: forcewell data import"
+        )
     arrays = load_npz(path)
     for source, needed in _LAYOUTS:
         if needed <= set(arrays):

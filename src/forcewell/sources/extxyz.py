@@ -165,7 +165,7 @@ def _shaped(value: Any, shape: tuple[int, ...], where: str, name: str) -> np.nda
 
 def _stress_factor(key: str, atoms: ase.Atoms, factors: Factors) -> float:
     """To eV/Å³ from the file's unit, of stress, or of energy for a virial; NaN ("not known") for a virial in a cell without volume."""
-    if "virial" not in key.lower():
+    if "virial" not in key.lower() or "stress" in key.lower():
         return factors.stress
     return -factors.energy / (atoms.cell.volume * factors.length**3) if atoms.cell.volume else np.nan
 
