@@ -54,7 +54,10 @@ def test_recipe(name: str, stores: dict[str, Path], tmp_path: Path) -> None:
     assert first.split("#")[1].split()[:3] in (["forcewell", kind, name] for kind in ("pretrain", "finetune")) or name == "forces"
     encoder = config.model.encoder
     known = encoder_settings(encoder.name)
-    changes = [*SHORT, *own_data(name), *(f"model.encoder.{key}={value}" for key, value in TINY.items() if key in known)]
+    fine = " finetune " in text(name).split("seed:")[0]
+    changes = [*SHORT, *own_data(name)]
+    if not fine:  # which keeps the network of its model
+        changes += [f"model.encoder.{key}={value}" for key, value in TINY.items() if key in known]
     if own_data(name):
         changes.append(f"data={stores['ethanol']}")
     for number, entry in enumerate(config.data if not own_data(name) else []):
@@ -62,7 +65,6 @@ def test_recipe(name: str, stores: dict[str, Path], tmp_path: Path) -> None:
         stem = "bundled qm9" if entry.path == "bundled:qm9" else stem
         changes.append(f"data.{number}.path={stores.get(stem, stores['qm7x'])}")
     words = [word for change in changes for word in ("--set", change)]
-    fine = " finetune " in text(name).split("seed:")[0]
     out = succeed(*(["finetune", name, "--from", MODEL] if fine else ["pretrain", name]), *words, "--out", tmp_path / "run")
     losses = [line["loss"] for line in log(tmp_path / "run")]
     print(f"{name}: losses {', '.join(f'{loss:.3f}' for loss in losses)}")
